@@ -1,0 +1,1 @@
+"""netmap and VALE as backends of vnic."""

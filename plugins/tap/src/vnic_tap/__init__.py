@@ -1,0 +1,1 @@
+"""Linux tap devices as a backend of vnic."""

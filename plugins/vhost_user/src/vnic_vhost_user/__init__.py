@@ -1,0 +1,1 @@
+"""Serves vnic's NICs to a VMM over vhost-user."""

@@ -1,0 +1,1 @@
+"""The virtio-net NIC as a frontend of vnic."""
