@@ -1,0 +1,3 @@
+from typing_extensions import Buffer
+
+def segments(frame: Buffer, header: Buffer) -> list[bytes]: ...

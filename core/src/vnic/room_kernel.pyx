@@ -1,0 +1,675 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=True
+"""The room: what a guest has posted, filled by whoever has frames for it.
+
+A backend offers frames and never touches guest memory.  A frontend's ring gives its empty buffers
+as three verbs (``struct vnic_rx_ring`` of vnic.h: reserve, commit, rollback) and knows nothing of
+frames.  All between the two is here, once, for every frontend and every backend: filling one
+buffer or several, offload for guests that lack it, reading from descriptors, and what to do with a
+frame that does not fit.
+
+Preconditions of the raw parts: segments of buffers were checked against guest memory by the ring
+when it reserved them, in this very `open`..`close`; segments of frames by the burst's owner.
+"""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memmove, memset
+
+from vnic.offload_kernel cimport (
+    HEADERS_MAX, Offload, offload_checksum, offload_plan, offload_segment,
+)
+from vnic_abi cimport (
+    VNIC_BURST_CAPSULE, VNIC_BURST_MAX, VNIC_ETH_HLEN, VNIC_FRAME_MAX, VNIC_GUEST_CSUM,
+    VNIC_IOV_MAX, VNIC_LAST, VNIC_RX_RING_CAPSULE, iovec, vnic_burst, vnic_copy, vnic_copy_segments, vnic_cursor,
+    vnic_cursor_advance, vnic_frame, vnic_gather, vnic_hdr, vnic_hdr_check, vnic_hdr_is_plain,
+    vnic_hdr_needs, vnic_rx_ring, vnic_scatter,
+)
+
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t c_readv "readv" (int fd, const iovec *iov, int n)
+
+cdef enum:
+    BUFFERS = 1024      # reserved at a time: a 64 KiB frame in 64-byte buffers, or a long burst
+    SEGMENTS = 8192
+    BATCH = 32          # buffers whose lines are fetched ahead of the copying
+    HEADER_LEN = 12
+    LOOK = 18           # what a filter sees of a frame: Ethernet header and one VLAN tag
+    COVER_MIN = 2048    # what a readv covers with guest buffers until longer frames were seen
+    RELEASE_GIL = 32    # frames; below, releasing the GIL costs more than it gives
+    PASSED_HEADER = 1
+
+cdef enum Outcome:
+    PLACED
+    DROPPED
+    FULL
+
+
+cdef class Room:
+    """Room for frames in one guest's receive ring.
+
+    The frontend owns it: ``open()`` before ``link.recv(room)``, ``close()`` after.  Backends use
+    `put`, `put_frame` and `readv`, and look at `full`.  Made without a ring it keeps nothing and
+    has room for everything: what a link uses to drain its backend.
+    """
+
+    cdef vnic_rx_ring *ring
+    cdef object ring_capsule
+    cdef object owner
+    cdef vnic_burst buffers     # reserved, not committed: frames[next..n]
+    cdef uint32_t next
+    cdef uint32_t used          # of those, filled and not yet committed
+    cdef uint8_t *spill         # a frame read from a descriptor, whole or the end of one
+    cdef uint32_t spill_len     # the frame that waits there; 0: none
+    cdef uint8_t spill_hdr[12]
+    cdef uint32_t cover
+    cdef uint32_t per_frame     # buffers that a frame took lately
+    cdef readonly bint full
+    """Whether the guest had no room for the frame that was offered last."""
+    cdef readonly uint32_t delivered
+    """Frames placed since `open`."""
+    cdef uint64_t n_frames, n_bytes, n_too_long, n_bad_header, n_runt, n_filtered, n_discarded
+    cdef uint64_t n_segmented, n_summed
+
+    def __cinit__(self, ring=None, owner=None):
+        """``ring`` is a capsule of a ``struct vnic_rx_ring``; ``owner`` is kept alive with it."""
+        self.ring = NULL
+        if ring is not None:
+            self.ring = <vnic_rx_ring *>PyCapsule_GetPointer(ring, VNIC_RX_RING_CAPSULE)
+            self.buffers.frames = <vnic_frame *>calloc(BUFFERS, sizeof(vnic_frame))
+            self.buffers.iov = <iovec *>calloc(SEGMENTS, sizeof(iovec))
+            if self.buffers.frames == NULL or self.buffers.iov == NULL:
+                raise MemoryError
+            self.buffers.n_max = BUFFERS
+            self.buffers.n_iov_max = SEGMENTS
+        self.spill = <uint8_t *>malloc(VNIC_FRAME_MAX + 1)
+        if self.spill == NULL:
+            raise MemoryError
+        self.ring_capsule = ring
+        self.owner = owner
+        self.cover = COVER_MIN
+        self.per_frame = 1
+
+    def __dealloc__(self):
+        free(self.buffers.frames)
+        free(self.buffers.iov)
+        free(self.spill)
+
+    # ---- the frontend's side
+
+    def open(self):
+        """Begin: nothing is reserved, nothing delivered."""
+        self.full = False
+        self.delivered = 0
+
+    def close(self):
+        """End: return to the ring what was reserved and not filled.  No pointer into guest memory
+        outlives it.  Returns the frames delivered since `open`.
+        """
+        if self.ring != NULL:
+            self.ring.rollback(self.ring.ring)
+            self.buffers.n = self.buffers.n_iov = self.next = self.used = 0
+        return self.delivered
+
+    def reset(self):
+        """Forget a frame that waits for room; returns how many there were."""
+        cdef uint32_t waiting = 1 if self.spill_len else 0
+        self.spill_len = 0
+        self.n_discarded += waiting
+        return waiting
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a frame that was read from a descriptor waits for room."""
+        return self.spill_len != 0
+
+    # ---- the backend's side
+
+    def put(self, burst, uint32_t start=0):
+        """Deliver the burst's frames from ``start`` on; return how many were consumed.
+
+        Consumed means delivered, or dropped and counted (filtered, malformed, or too long ever to
+        fit).  Fewer than offered: the guest has no room now (`full`).
+        """
+        cdef vnic_burst *b = <vnic_burst *>PyCapsule_GetPointer(burst.capsule, VNIC_BURST_CAPSULE)
+        cdef uint32_t done
+        if start >= b.n:
+            return 0
+        if self.ring == NULL:
+            self.n_discarded += b.n - start
+            return b.n - start
+        if b.n - start < RELEASE_GIL:
+            return put_frames(self, b, start)
+        with nogil:
+            done = put_frames(self, b, start)
+        return done
+
+    def put_frame(self, buffer, header=None):
+        """Deliver one frame from a contiguous buffer; whether it was consumed, as in `put`.
+
+        ``header`` is its virtio-net header of 12 bytes; None for a plain frame.
+        """
+        cdef Py_buffer view
+        cdef vnic_burst burst
+        cdef vnic_frame frame
+        cdef iovec iov
+        cdef const uint8_t[::1] hdr
+        memset(&frame, 0, sizeof(frame))
+        if header is not None:
+            hdr = header
+            if hdr.shape[0] != HEADER_LEN:
+                raise ValueError(f"a virtio-net header has 12 bytes, not {hdr.shape[0]}")
+            memcpy(frame.hdr, &hdr[0], HEADER_LEN)
+        PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+        try:
+            if self.ring == NULL:
+                self.n_discarded += 1
+                return True
+            iov.iov_base = view.buf
+            iov.iov_len = view.len
+            frame.count = 1
+            frame.len = <uint32_t>view.len if view.len <= VNIC_FRAME_MAX else VNIC_FRAME_MAX + 1
+            burst.n = burst.n_iov = burst.n_max = burst.n_iov_max = 1
+            burst.frames = &frame
+            burst.iov = &iov
+            return put_frames(self, &burst, 0) == 1
+        finally:
+            PyBuffer_Release(&view)
+
+    def readv(self, int fd, uint32_t limit=VNIC_BURST_MAX, bint header=True):
+        """Read frames from a descriptor straight into the guest's buffers, one ``readv`` each.
+
+        ``header``: each begins with a 12-byte virtio-net header, as a tap with IFF_VNET_HDR gives.
+        Ends when the descriptor has no more, the guest no more room (`full`), or after ``limit``.
+        A frame that turns out longer than the room now is kept here and delivered first next time.
+
+        Returns ``(consumed, error)``: frames, and the errno of a failed read or 0.
+        """
+        cdef int error = 0
+        cdef uint32_t n
+        with nogil:
+            if self.ring == NULL:
+                n = discard_frames(self, fd, limit, &error)
+            else:
+                n = read_frames(self, fd, limit, header, &error)
+        return n, error
+
+    # ---- counters
+
+    @property
+    def counters(self) -> dict:
+        """What became of the frames, by name (see `COUNTERS`)."""
+        return {
+            "rx_frames": self.n_frames,
+            "rx_bytes": self.n_bytes,
+            "rx_segmented": self.n_segmented,
+            "rx_summed": self.n_summed,
+            "rx_drop_too_long": self.n_too_long,
+            "rx_drop_bad_header": self.n_bad_header,
+            "rx_drop_runt": self.n_runt,
+            "rx_drop_filtered": self.n_filtered,
+            "rx_drop_discarded": self.n_discarded,
+        }
+
+
+COUNTERS = {
+    "rx_frames": "frames delivered to the guest",
+    "rx_bytes": "bytes of those, without virtio-net headers",
+    "rx_segmented": "frames cut into segments in software, for a guest without that offload",
+    "rx_summed": "checksums completed in software, for a guest without that offload",
+    "rx_drop_too_long": "frames that could never fit the guest's buffers",
+    "rx_drop_bad_header": "frames whose virtio-net header made no sense",
+    "rx_drop_runt": "frames shorter than an Ethernet header",
+    "rx_drop_filtered": "frames that the NIC's receive filter refused",
+    "rx_drop_discarded": "frames thrown away because the receiver was off or was reset",
+}
+
+
+# ---- reserving buffers -------------------------------------------------------------------------
+
+cdef uint32_t top_up(Room r, uint32_t want) noexcept nogil:
+    """Have ``want`` buffers reserved behind the used ones, if the ring has them; how many are."""
+    cdef vnic_burst *b = &r.buffers
+    cdef uint32_t have = b.n - r.next - r.used
+    cdef uint32_t shift_iov
+    cdef uint32_t i
+    if have >= want:
+        return have
+    if r.next == b.n:
+        b.n = b.n_iov = r.next = 0
+    elif b.n + want - have > b.n_max or b.n_iov + want > b.n_iov_max // 2:
+        # Move what is reserved to the front of both arrays.
+        shift_iov = b.frames[r.next].first
+        memmove(b.frames, b.frames + r.next, (b.n - r.next) * sizeof(vnic_frame))
+        memmove(b.iov, b.iov + shift_iov, (b.n_iov - shift_iov) * sizeof(iovec))
+        b.n -= r.next
+        b.n_iov -= shift_iov
+        for i in range(b.n):
+            b.frames[i].first -= shift_iov
+        r.next = 0
+    if want - have > b.n_max - b.n:
+        want = have + b.n_max - b.n
+    if want > have:
+        r.ring.reserve(r.ring.ring, b, want - have)
+    return b.n - r.next - r.used
+
+
+cdef inline void commit(Room r) noexcept nogil:
+    """Give the ring what was filled."""
+    if r.used:
+        r.ring.commit(r.ring.ring, r.buffers.frames + r.next, r.used)
+        r.next += r.used
+        r.used = 0
+
+
+# ---- placing one frame -------------------------------------------------------------------------
+
+cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
+                  uint32_t length) noexcept nogil:
+    """Put one frame, as it is, into the next buffer or buffers."""
+    cdef vnic_burst *b = &r.buffers
+    cdef uint32_t header_len = r.ring.header_len
+    cdef uint64_t need = <uint64_t>header_len + length, fits = 0
+    cdef uint32_t have, k = 0, at = r.next + r.used, i, wrote
+    cdef vnic_frame *first
+    cdef vnic_cursor src, dst
+    cdef uint8_t out[12]
+
+    have = top_up(r, 1)
+    if have == 0:
+        return FULL
+    at = r.next + r.used
+    first = &b.frames[at]
+    memcpy(out, hdr, HEADER_LEN)
+    out[10] = 1
+    out[11] = 0
+
+    if n_iov == 1 and first.count == 1 and need <= first.len:
+        # The usual case: one segment to one segment.
+        dst.iov = b.iov + first.first
+        memcpy(dst.iov.iov_base, out, header_len)
+        vnic_copy(<char *>dst.iov.iov_base + header_len, iov.iov_base, length)
+        first.len = <uint32_t>need
+        first.flags = VNIC_LAST
+        memcpy(first.hdr, out, HEADER_LEN)
+        r.used += 1
+        return PLACED
+
+    while True:
+        fits += b.frames[at + k].len
+        k += 1
+        if fits >= need:
+            break
+        if not r.ring.mergeable:
+            r.n_too_long += 1
+            return DROPPED
+        if k == have:
+            have = top_up(r, have + 1 + <uint32_t>((need - fits) * k // (fits + 1)))
+            at = r.next + r.used  # the arrays may have moved
+            if k == have:
+                if have + r.used >= r.ring.n_max or have + r.used >= BUFFERS:
+                    r.n_too_long += 1  # the whole ring is here, and it isn't enough
+                    return DROPPED
+                return FULL
+
+    src.iov = iov
+    src.left = n_iov
+    src.off = 0
+    out[10] = <uint8_t>k
+    out[11] = <uint8_t>(k >> 8)
+    for i in range(k):
+        first = &b.frames[at + i]
+        dst.iov = b.iov + first.first
+        dst.left = first.count
+        dst.off = 0
+        wrote = 0
+        if i == 0:
+            wrote = <uint32_t>vnic_scatter(&dst, out, header_len)
+            memcpy(first.hdr, out, HEADER_LEN)
+        wrote += <uint32_t>vnic_copy_segments(&dst, &src, need - wrote if need < first.len
+                                              else first.len - wrote)
+        need -= wrote
+        first.len = wrote
+        first.flags = VNIC_LAST if i == k - 1 else 0
+    r.used += k
+    return PLACED
+
+
+cdef Outcome offload(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
+                     uint32_t length) noexcept nogil:
+    """Put a frame whose offload the guest lacks: summed, or cut into segments, all or none."""
+    cdef Offload o
+    cdef vnic_hdr fields
+    cdef uint8_t headers[HEADERS_MAX]
+    cdef uint8_t plain[12]
+    cdef iovec cut[VNIC_IOV_MAX]
+    cdef vnic_cursor at
+    cdef uint32_t i, n, offset = 0, left, mark = r.used, k
+    cdef uint16_t checksum
+    cdef size_t run
+    cdef Outcome outcome
+    memset(plain, 0, HEADER_LEN)
+    memcpy(&fields, hdr, HEADER_LEN)
+    if fields.gso_type == 0:
+        # The two bytes are a segment of their own, between what is before and behind them.
+        offload_checksum(iov, n_iov, length, fields.csum_start, &checksum)
+        offset = <uint32_t>fields.csum_start + fields.csum_offset
+        k = slice_segments(cut, VNIC_IOV_MAX, iov, n_iov, 0, offset)
+        if k + 1 > VNIC_IOV_MAX or n_iov + 3 > VNIC_IOV_MAX:
+            r.n_too_long += 1
+            return DROPPED
+        cut[k].iov_base = &checksum
+        cut[k].iov_len = 2
+        k += 1
+        k += slice_segments(cut + k, VNIC_IOV_MAX - k, iov, n_iov, offset + 2, length - offset - 2)
+        outcome = fill(r, plain, cut, k, length)
+        if outcome == PLACED:
+            r.n_summed += 1
+        return outcome
+    if offload_plan(&o, iov, n_iov, length, hdr) != 0 or n_iov + 2 > VNIC_IOV_MAX:
+        r.n_bad_header += 1
+        return DROPPED
+    if o.n_segments > r.ring.n_max or o.n_segments > BUFFERS:
+        r.n_too_long += 1
+        return DROPPED
+    for i in range(o.n_segments):
+        n = offload_segment(&o, i, iov, n_iov, headers, &offset)
+        cut[0].iov_base = headers
+        cut[0].iov_len = o.headers_len
+        k = 1 + slice_segments(cut + 1, VNIC_IOV_MAX - 1, iov, n_iov, offset, n)
+        outcome = fill(r, plain, cut, k, o.headers_len + n)
+        if outcome != PLACED:
+            # All or none.  If it is the whole ring that is too small, fill has counted the drop.
+            unfill(r, mark)
+            return outcome
+    r.n_segmented += 1
+    return PLACED
+
+
+cdef void unfill(Room r, uint32_t mark) noexcept nogil:
+    """Take back what was filled beyond ``mark``: those buffers are as empty as before."""
+    cdef uint32_t i, j
+    cdef vnic_frame *buffer
+    cdef size_t fits
+    for i in range(r.next + mark, r.next + r.used):
+        buffer = &r.buffers.frames[i]
+        fits = 0
+        for j in range(buffer.count):
+            fits += r.buffers.iov[buffer.first + j].iov_len
+        buffer.len = <uint32_t>fits
+    r.used = mark
+
+
+cdef uint32_t slice_segments(iovec *out, uint32_t n_max, const iovec *iov, uint32_t n_iov,
+                             uint32_t offset, uint32_t length) noexcept nogil:
+    """Describe length bytes from offset on in ``out``; returns how many segments that took."""
+    cdef vnic_cursor at
+    cdef uint32_t k = 0
+    cdef size_t run
+    at.iov = iov
+    at.left = n_iov
+    at.off = 0
+    vnic_cursor_advance(&at, offset)
+    while length != 0 and at.left != 0 and k < n_max:
+        run = at.iov.iov_len - at.off
+        if run > length:
+            run = length
+        out[k].iov_base = <char *>at.iov.iov_base + at.off
+        out[k].iov_len = run
+        k += 1
+        length -= <uint32_t>run
+        vnic_cursor_advance(&at, run)
+    return k
+
+
+cdef bint accepted(Room r, const iovec *iov, uint32_t n_iov, uint32_t skip,
+                   uint32_t length) noexcept nogil:
+    """Ask the ring's filter about a frame that begins ``skip`` bytes into the segments."""
+    cdef uint8_t start[LOOK]
+    cdef vnic_cursor at
+    cdef uint32_t n = length if length < LOOK else LOOK
+    if r.ring.accept == NULL:
+        return True
+    at.iov = iov
+    at.left = n_iov
+    at.off = 0
+    vnic_cursor_advance(&at, skip)
+    n = <uint32_t>vnic_gather(&at, start, n)
+    return r.ring.accept(r.ring.ring, start, n, length) != 0
+
+
+cdef Outcome place(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_iov,
+                   uint32_t length) noexcept nogil:
+    """Put one frame from outside, whatever it is."""
+    cdef Outcome outcome
+    if length < VNIC_ETH_HLEN:
+        r.n_runt += 1
+        return DROPPED
+    if length > VNIC_FRAME_MAX:
+        r.n_too_long += 1
+        return DROPPED
+    if r.ring.accept != NULL and not accepted(r, iov, n_iov, 0, length):
+        r.n_filtered += 1
+        return DROPPED
+    if vnic_hdr_is_plain(hdr):
+        outcome = fill(r, hdr, iov, n_iov, length)
+    elif vnic_hdr_check(hdr, length) != 0:
+        r.n_bad_header += 1
+        return DROPPED
+    elif vnic_hdr_needs(hdr) & ~r.ring.offloads:
+        outcome = offload(r, hdr, iov, n_iov, length)
+    else:
+        if not r.ring.offloads & VNIC_GUEST_CSUM:  # without it even "valid" may not be said
+            memset(hdr, 0, HEADER_LEN)
+        outcome = fill(r, hdr, iov, n_iov, length)
+    if outcome == PLACED:
+        r.delivered += 1
+        r.n_frames += 1
+        r.n_bytes += length
+    return outcome
+
+
+# ---- bursts and descriptors --------------------------------------------------------------------
+
+cdef bint deliver_spill(Room r) noexcept nogil:
+    """Deliver the frame that waits in the spill, if there is one; False where it still waits."""
+    cdef iovec iov
+    if r.spill_len == 0:
+        return True
+    iov.iov_base = r.spill
+    iov.iov_len = r.spill_len
+    if place(r, r.spill_hdr, &iov, 1, r.spill_len) == FULL:
+        r.full = True
+        return False
+    r.spill_len = 0
+    return True
+
+
+cdef uint32_t put_frames(Room r, vnic_burst *b, uint32_t start) noexcept nogil:
+    cdef uint32_t i = start, batch, n
+    cdef vnic_frame *frame
+    cdef uint8_t hdr[12]
+    if not deliver_spill(r):
+        return 0
+    while i < b.n:
+        # A batch of buffers is reserved ahead, so that their lines are on their way while the
+        # frames before them are copied.
+        n = batch = b.n - i if b.n - i < BATCH else BATCH
+        top_up(r, batch * r.per_frame)
+        while batch != 0:
+            frame = &b.frames[i]
+            memcpy(hdr, frame.hdr, HEADER_LEN)
+            if place(r, hdr, b.iov + frame.first, frame.count, frame.len) == FULL:
+                r.full = True
+                commit(r)
+                return i - start
+            i += 1
+            batch -= 1
+        r.per_frame = (r.used + n - 1) // n if r.used > n else 1
+        commit(r)
+    return i - start
+
+
+cdef uint32_t discard_frames(Room r, int fd, uint32_t limit, int *error) noexcept nogil:
+    cdef iovec iov
+    cdef uint32_t i = 0
+    iov.iov_base = r.spill
+    iov.iov_len = VNIC_FRAME_MAX
+    while i < limit:
+        if c_readv(fd, &iov, 1) < 0:
+            if errno == EINTR:
+                continue
+            if errno != EAGAIN:
+                error[0] = errno
+            break
+        i += 1
+    r.n_discarded += i
+    return i
+
+
+cdef uint32_t read_frames(Room r, int fd, uint32_t limit, bint header, int *error) noexcept nogil:
+    cdef uint32_t done = 0
+    cdef int e
+    if not deliver_spill(r):
+        return 0
+    while done < limit:
+        if top_up(r, 1) == 0:
+            r.full = True
+            break
+        e = read_frame(r, fd, header)
+        if e != 0:
+            if e == EINTR:
+                continue
+            if e != EAGAIN:
+                error[0] = e
+            break
+        done += 1
+        if r.used >= BATCH:
+            commit(r)
+        if not deliver_spill(r):
+            break
+    commit(r)
+    return done
+
+
+cdef int read_frame(Room r, int fd, bint header) noexcept nogil:
+    """One readv.  0, or an errno.  A frame that can't stay where it was read is in the spill."""
+    cdef iovec iov[VNIC_IOV_MAX]
+    cdef vnic_burst *b = &r.buffers
+    cdef uint8_t hdr[12]
+    cdef uint32_t n_iov = 0, k = 0, at, have, length, header_len = r.ring.header_len
+    cdef uint32_t guest_first
+    cdef uint64_t fits = 0
+    cdef ssize_t got
+    cdef vnic_frame *buffer
+    cdef vnic_cursor c
+    cdef uint32_t i, wrote, left
+
+    memset(hdr, 0, HEADER_LEN)
+    if header:
+        iov[0].iov_base = hdr
+        iov[0].iov_len = HEADER_LEN
+        n_iov = 1
+    guest_first = n_iov
+
+    # Guest buffers, as many as the frame will probably need.
+    have = top_up(r, 1 + (r.cover // 1024 if r.ring.mergeable else 0))
+    at = r.next + r.used
+    while k < have and fits < header_len + r.cover:
+        buffer = &b.frames[at + k]
+        if n_iov + buffer.count + 1 > VNIC_IOV_MAX:
+            break
+        memcpy(&iov[n_iov], b.iov + buffer.first, buffer.count * sizeof(iovec))
+        n_iov += buffer.count
+        fits += buffer.len
+        k += 1
+        if not r.ring.mergeable:
+            break
+    # Past the header, which is written when num_buffers is known.
+    c.iov = &iov[guest_first]
+    c.left = n_iov - guest_first
+    c.off = 0
+    if fits < header_len:
+        fits = 0
+        n_iov = guest_first
+    else:
+        vnic_cursor_advance(&c, header_len)
+        i = <uint32_t>(c.iov - &iov[guest_first])
+        if i != 0:
+            memmove(&iov[guest_first], &iov[guest_first + i], c.left * sizeof(iovec))
+            n_iov -= i
+        if c.left != 0:
+            iov[guest_first].iov_base = <char *>iov[guest_first].iov_base + c.off
+            iov[guest_first].iov_len -= c.off
+        fits -= header_len
+    # And a segment of our own behind them: without it a longer frame would lose its end in silence.
+    iov[n_iov].iov_base = r.spill
+    iov[n_iov].iov_len = VNIC_FRAME_MAX + 1
+    got = c_readv(fd, iov, n_iov + 1)
+    if got < 0:
+        return errno
+    if got == 0 or (header and got < HEADER_LEN):
+        r.n_runt += 1
+        return 0
+    length = <uint32_t>got - (HEADER_LEN if header else 0)
+    r.cover = length if length > COVER_MIN else (r.cover // 2 if r.cover > 2 * COVER_MIN
+                                                 else COVER_MIN)
+
+    if length > fits or not (vnic_hdr_is_plain(hdr) or vnic_hdr_needs(hdr) & ~r.ring.offloads == 0):
+        # It can't stay: make it whole in the spill, and place it like any other frame.
+        if length > VNIC_FRAME_MAX:
+            r.n_too_long += 1
+            return 0
+        if length > fits:
+            memmove(r.spill + fits, r.spill, length - fits)
+            left = <uint32_t>fits
+        else:
+            left = length
+        c.iov = &iov[guest_first]
+        c.left = n_iov - guest_first
+        c.off = 0
+        vnic_gather(&c, r.spill, left)
+        memcpy(r.spill_hdr, hdr, HEADER_LEN)
+        r.spill_len = length
+        return 0
+    if length < VNIC_ETH_HLEN:
+        r.n_runt += 1
+        return 0
+    if not accepted(r, &iov[guest_first], n_iov - guest_first, 0, length):
+        r.n_filtered += 1
+        return 0
+    if not vnic_hdr_is_plain(hdr) and vnic_hdr_check(hdr, length) != 0:
+        r.n_bad_header += 1
+        return 0
+    if not r.ring.offloads & VNIC_GUEST_CSUM:
+        memset(hdr, 0, HEADER_LEN)
+
+    # It stays.  Say how long, buffer by buffer, and write the header.
+    left = header_len + length
+    k = 0
+    while True:
+        buffer = &b.frames[at + k]
+        wrote = buffer.len if buffer.len < left else left
+        buffer.len = wrote
+        buffer.flags = 0
+        left -= wrote
+        k += 1
+        if left == 0:
+            break
+    buffer.flags = VNIC_LAST
+    hdr[10] = <uint8_t>k
+    hdr[11] = <uint8_t>(k >> 8)
+    buffer = &b.frames[at]
+    memcpy(buffer.hdr, hdr, HEADER_LEN)
+    c.iov = b.iov + buffer.first
+    c.left = buffer.count
+    c.off = 0
+    vnic_scatter(&c, hdr, header_len)
+    r.used += k
+    r.delivered += 1
+    r.n_frames += 1
+    r.n_bytes += length
+    return 0
