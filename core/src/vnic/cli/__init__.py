@@ -36,7 +36,8 @@ class _Main(click.Group):
 
 def _set_verbosity(ctx: click.Context, _parameter: click.Parameter, count: int) -> int:
     """Count the -v before and after the command's name together."""
-    total = ctx.meta[__name__] = ctx.meta.get(__name__, 0) + count
+    total: int = ctx.meta.get(__name__, 0) + count
+    ctx.meta[__name__] = total
     level = {0: logging.WARNING, 1: logging.INFO}.get(total, logging.DEBUG)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger().setLevel(level)

@@ -6,8 +6,8 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import click
 
@@ -15,7 +15,7 @@ from vnic.config import NicConfig, RunConfig, ServerConfig, structure
 from vnic.errors import ConfigError, VnicError
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     from vnic.loop import Loop
     from vnic.nic import Nic
@@ -42,8 +42,7 @@ def host(config: RunConfig, registry: Registry, *, as_json: bool, stats_s: float
     """
     from vnic.loop import Loop
 
-    with ExitStack() as stack:
-        running = stack.enter_context(_signals_end_it())
+    with _Signals() as signals, ExitStack() as stack:
         loop = Loop()
         stack.callback(loop.close)
         nics = _open_all(config, loop, registry, stack)
@@ -51,27 +50,54 @@ def host(config: RunConfig, registry: Registry, *, as_json: bool, stats_s: float
             click.echo(line)
         if stats_s is not None:
             _print_counters_every(stats_s, nics, loop, as_json)
-        # Until the loop runs, a signal has nothing to stop, and unwinds the stack instead.
-        loop.schedule(lambda: running(loop))
+        # Before the loop runs there's nothing to stop: a signal unwinds the stack.
+        loop.schedule(lambda: signals.then(loop.stop))
         loop.run()
+        signals.then(_nothing)
 
 
-@contextmanager
-def _signals_end_it() -> Iterator[Callable[[Loop], None]]:
-    """Make SIGINT and SIGTERM end the process in order, and yield what tells that a loop runs."""
-    loops: list[Loop] = []
+class _Ended(BaseException):
+    """A signal came while things were being opened: close them, and that's all."""
 
-    def end(_signal: int, _frame: FrameType | None) -> None:
-        if not loops:
-            raise click.exceptions.Exit(0)
-        loops[0].stop()
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield loops.append
-    finally:  # while things close, a second signal kills
-        for number, handler in before.items():
+def _unwind() -> None:
+    raise _Ended
+
+
+def _nothing() -> None:
+    """Closing has begun."""
+
+
+class _Signals:
+    """While entered, the first SIGINT or SIGTERM ends the process in order.
+
+    More of them change nothing: what is being closed gets closed.
+    """
+
+    def __init__(self) -> None:
+        self._do: Callable[[], None] = _unwind
+        self._before: dict[signal.Signals, Any] = {}
+
+    def then(self, do: Callable[[], None]) -> None:
+        """Have ``do`` called when the first signal comes, if it hasn't come."""
+        if self._do is not _nothing:
+            self._do = do
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
+    ) -> bool:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        return isinstance(error, _Ended)
+
+    def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        do, self._do = self._do, _nothing
+        do()
 
 
 def _open_all(config: RunConfig, loop: Loop, registry: Registry, stack: ExitStack) -> list[Nic]:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import Final
 
 import attrs
 
 from vnic.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 FORM: Final = 'write FRONTEND,BACKEND[,KEY=VALUE...], as in "virtio-net,tap0,mtu=9000"'
 

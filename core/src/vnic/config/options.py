@@ -10,27 +10,22 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 
 from vnic.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
 
 _MTU_MIN: Final = 68
 """What every IPv4 link must carry.  Spec: RFC 791, "Fragmentation and Reassembly"."""
 _MTU_MAX: Final = 65535
 """The largest that virtio's 16-bit field can say."""
 
-_WORDS: Final = {"on": True, "yes": True, "true": True, "1": True} | {
-    "off": False,
-    "no": False,
-    "false": False,
-    "0": False,
-}
+_WORDS: Final = dict.fromkeys(("on", "yes", "true", "1"), True) | dict.fromkeys(
+    ("off", "no", "false", "0"), False
+)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -188,10 +183,8 @@ def mac(value: object) -> bytes:
     else:
         raise ValueError("not a MAC address; write six bytes, as in 52:54:00:01:02:03")
     if address[0] & 1:
-        unicast = bytes([address[0] & ~1]) + address[1:]
-        raise ValueError(
-            f"a multicast address, which no NIC can have; clear its lowest bit: {unicast.hex(':')}"
-        )
+        own = bytes([address[0] & ~1 | 2]) + address[1:]
+        raise ValueError(f"a multicast address, which no NIC can have; take {own.hex(':')}")
     if not any(address):
         raise ValueError("all zero; leave it out and one is made from the NIC's name")
     return address

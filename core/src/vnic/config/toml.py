@@ -1,33 +1,33 @@
-"""A file of NICs and patches, in TOML::
+"""A file of NICs and patches.
 
-[[nic]]
-name = "web"
-frontend = "virtio-net"
-backend = "vale0:1"
-mtu = 9000
-filters = ["capture:/tmp/web.pcap"]
-vhost-user = "/run/web.sock"        # or { path = "/run/web.sock", mode = "client" }
+Such as::
 
-[[patch]]
-between = ["vale0:up", "tap0"]
+    [[nic]]
+    name = "web"
+    frontend = "virtio-net"
+    backend = "vale0:1"
+    mtu = 9000
+    filters = ["capture:/tmp/web.pcap"]
+    vhost-user = "/run/web.sock"        # or { path = "/run/web.sock", mode = "client" }
+
+    [[patch]]
+    between = ["vale0:up", "tap0"]
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import attrs
 
 from vnic.config.nic import NicConfig, ServerConfig
 from vnic.config.options import did_you_mean
 from vnic.errors import ConfigError
-
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Collection, Mapping
 
 _TABLES: Final = ("nic", "patch")
 _TEXTS: Final = ("frontend", "backend", "name", "type")

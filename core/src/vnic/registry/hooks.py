@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import pluggy
 
 from vnic.errors import ConfigError
 from vnic.hookspecs import BackendHooks, FrontendHooks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _REQUIRED_HOOKS: Final[dict[type, tuple[str, ...]]] = {
     BackendHooks: ("init", "cleanup", "send", "recv"),

@@ -13,7 +13,8 @@ import re
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable
+from typing import Final
 
 import attrs
 import importlib_metadata
@@ -21,9 +22,6 @@ import importlib_metadata
 from vnic.errors import ConfigError, VnicError
 from vnic.hookspecs import BackendHooks, FrontendHooks
 from vnic.registry.hooks import match_hooks
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 GROUPS: Final = {
     "backends": "backend",
