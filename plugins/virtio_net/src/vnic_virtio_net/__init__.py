@@ -1,1 +1,5 @@
-"""The virtio-net NIC as a frontend of vnic."""
+"""virtio-net: the paravirtual NIC, on any backend."""
+
+from vnic_virtio_net.frontend import Plugin
+
+__all__ = ["Plugin"]

@@ -1,0 +1,19 @@
+"""What a user can say of a virtio-net NIC."""
+
+from __future__ import annotations
+
+import attrs
+
+from vnic import config
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """The options of ``virtio-net``."""
+
+    mac: bytes | None = attrs.field(default=None, converter=attrs.converters.optional(config.mac))
+    """The address that the device tells its driver.  Default: made from the NIC's name."""
+    mtu: int | None = attrs.field(default=None, converter=attrs.converters.optional(config.mtu))
+    """The MTU that the device tells its driver.  Default: it tells none."""
+    offload: bool = attrs.field(default=True, converter=config.boolean)
+    """Whether checksum and segmentation offload are offered."""
