@@ -154,6 +154,23 @@ def test_nothing_is_imported_before_it_is_asked_for(install: Install) -> None:
     assert "bomb" not in sys.modules
 
 
+def test_broken_metadata_hurts_nobody_else_and_is_warned_of(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    install("vnic-wire", {"backends:wire": "wire:Wire"}, wire=GOOD)
+    site = install("vnic-bad", {})
+    (site / "vnic_bad-1.0.dist-info" / "entry_points.txt").write_text("[vnic.backends]\nno value")
+    assert Registry().load("backends", "wire0").distribution == "vnic-wire"
+    (warning,) = caplog.messages
+    assert "vnic_bad-1.0.dist-info: its metadata can't be read: " in warning
+
+
+def test_two_copies_of_one_distribution_do_not_clash(install: Install) -> None:
+    install("vnic-wire", {"backends:wire": "wire:Wire"}, wire=GOOD)
+    install("Vnic.Wire", {"backends:wire": "wire:Wire"}, version="0.9")
+    assert Registry().load("backends", "wire0").prefix == "wire"
+
+
 @pytest.mark.parametrize(
     ("source", "cause"),
     [

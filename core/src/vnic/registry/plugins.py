@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 import re
 import signal
@@ -23,6 +24,8 @@ from vnic.errors import ConfigError, VnicError
 from vnic.hookspecs import BackendHooks, FrontendHooks
 from vnic.registry.hooks import match_hooks
 
+log = logging.getLogger("vnic.registry")
+
 GROUPS: Final = {
     "backends": "backend",
     "filters": "filter",
@@ -31,6 +34,8 @@ GROUPS: Final = {
     "drivers": "driver",
 }
 """The entry-point groups, without their ``vnic.``, and what one of each is called."""
+
+_GROUP_NAMES: Final = {f"vnic.{group}": group for group in GROUPS}
 
 _BY_PREFIX: Final = ("backends", "filters")
 """Whose plugins are told the name, and so read what follows the prefix.  The others' names are
@@ -194,20 +199,37 @@ class Registry:
 
 
 def _installed() -> list[Entry]:
-    found = []
-    for group in GROUPS:
-        for point in importlib_metadata.entry_points(group=f"vnic.{group}"):
-            dist = point.dist
-            found.append(
+    """Read all distributions' entry points; one whose metadata is broken is left out, and named.
+
+    Of two copies of one distribution, the first on the path is the one that is imported.
+    """
+    found: dict[str, list[Entry]] = {}
+    for dist in importlib_metadata.distributions():
+        try:
+            points = [point for point in dist.entry_points if point.group in _GROUP_NAMES]
+            if not points:
+                continue
+            name, version = str(dist.name), str(dist.version)
+            entries = [
                 Entry(
-                    group=group,
+                    group=_GROUP_NAMES[point.group],
                     prefix=point.name,
-                    distribution=dist.name if dist else "unknown",
-                    version=dist.version if dist else "unknown",
+                    distribution=name,
+                    version=version,
                     value=point.value,
                 )
-            )
-    return found
+                for point in points
+            ]
+        except Exception as error:  # whatever a parser makes of somebody's files
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            log.warning("%s: its metadata can't be read: %s", _where(dist), cause)
+            continue
+        found.setdefault(_normal(name), entries)
+    return [entry for entries in found.values() for entry in entries]
+
+
+def _where(dist: object) -> str:
+    return str(getattr(dist, "_path", dist))  # no public name tells the file
 
 
 def _import(entry: Entry) -> type:
