@@ -101,11 +101,11 @@ class _Signals:
 
 
 def _open_all(config: RunConfig, loop: Loop, registry: Registry, stack: ExitStack) -> list[Nic]:
-    from vnic.patch import Patch
-
     nics: list[Nic] = []
     errors: list[VnicError] = []
     for a, b in config.patches:
+        from vnic.patch import Patch
+
         try:
             stack.callback(Patch(a, b, loop, registry).close)
         except VnicError as error:
