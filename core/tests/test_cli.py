@@ -19,7 +19,7 @@ Install = Callable[..., Path]
 
 GOOD = """
     from vnic import hookimpl
-    from vnic.config import choice, mtu, path
+    from vnic.config import choice, mac, mtu, path
     from vnic.errors import BackendError
     import attrs, os, signal
 
@@ -40,8 +40,12 @@ GOOD = """
         @hookimpl
         def recv(self, room): return 0
 
+    @attrs.frozen(kw_only=True)
+    class FrontOptions:
+        mac: object = attrs.field(default=None, converter=attrs.converters.optional(mac))
+
     class Front:
-        faces = ()
+        Options = FrontOptions
         @hookimpl
         def init(self, options, link, host): pass
         @hookimpl
