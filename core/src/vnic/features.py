@@ -55,11 +55,7 @@ GUEST_OFFLOADS: Final = (
 """What a backend may produce in ``recv`` when the guest has agreed."""
 
 HOST_OFFLOADS: Final = (
-    Features.CSUM
-    | Features.HOST_TSO4
-    | Features.HOST_TSO6
-    | Features.HOST_ECN
-    | Features.HOST_USO
+    Features.CSUM | Features.HOST_TSO4 | Features.HOST_TSO6 | Features.HOST_ECN | Features.HOST_USO
 )
 """What a backend may accept in ``send``."""
 

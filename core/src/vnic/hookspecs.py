@@ -176,9 +176,7 @@ class VhostFace(Protocol):
         Raises: PeerError, for a bit that was not offered.
         """
 
-    def start_queue(
-        self, index: int, queue: QueueAddresses, interrupt: Callable[[], None]
-    ) -> None:
+    def start_queue(self, index: int, queue: QueueAddresses, interrupt: Callable[[], None]) -> None:
         """Begin to serve a queue.  ``interrupt`` is called after a burst, at most once for it.
 
         Raises: PeerError, for addresses outside memory, misaligned, or a size that can't be.

@@ -171,9 +171,7 @@ class Loop:
             countdown -= 1
             if self._round():
                 last_work = self.clock()
-            elif self._scheduled:
-                countdown = 0
-            elif self._pollers and self.clock() - last_work < self._spin_s and not self._paused:
+            elif self._scheduled or (self._pollers and self.clock() - last_work < self._spin_s and not self._paused):
                 countdown = 0
             elif self._running and not self._arm():
                 self._look(self._sleep_s())

@@ -1,1 +1,5 @@
-"""netmap and VALE as backends of vnic."""
+"""netmap and VALE as backends."""
+
+from vnic_netmap.vale import Vale
+
+__all__ = ["Vale"]

@@ -24,6 +24,7 @@ from vnic.features import HOST_OFFLOADS, NONE, OFFLOADS, coherent, names
 from vnic.hookspecs import Host, QueueAddresses, ResetKind
 from vnic.link import Link
 from vnic.loop import Poller
+
 from vnic_virtio_net.options import Options
 from vnic_virtio_net.ring_kernel import RxRing, TxRing
 
@@ -171,7 +172,7 @@ class Plugin:
         if self._starved and self._rx is not None and self._rx.grown():
             self._refill()
             busy = True
-        if self._tx is not None and not self._waiting and self._tx.grown():
+        if self._tx is not None and not self._waiting and self._tx.ready():
             self._tx.park()
             self._send_burst(self._tx)
             busy = True
@@ -211,9 +212,7 @@ class Plugin:
         self._features = features
         self._link.set_features(features & OFFLOADS)
 
-    def start_queue(
-        self, index: int, queue: QueueAddresses, interrupt: Callable[[], None]
-    ) -> None:
+    def start_queue(self, index: int, queue: QueueAddresses, interrupt: Callable[[], None]) -> None:
         self._check_index(index)
         self.stop_queue(index)
         if self._failed:
@@ -223,7 +222,6 @@ class Plugin:
         options = {
             "event_idx": Features.EVENT_IDX in features,
             "indirect": Features.INDIRECT_DESC in features,
-            "in_order": Features.IN_ORDER in features,
             "header_len": 12 if modern else 10,
         }
         self._interrupts[index] = interrupt

@@ -26,9 +26,9 @@ class TxRing(Ring):
         *,
         event_idx: bool,
         indirect: bool,
-        in_order: bool,
         header_len: int,
     ) -> None: ...
+    def ready(self) -> bool: ...
     def allow(self, needs: int) -> None: ...
     def parse(self, burst: Burst) -> int: ...
     def complete(self, burst: Burst, n: int) -> bool: ...
@@ -42,7 +42,6 @@ class RxRing(Ring):
         *,
         event_idx: bool,
         indirect: bool,
-        in_order: bool,
         header_len: int,
         mergeable: bool,
         offloads: int,

@@ -98,7 +98,6 @@ cdef struct Vring:
     bint polled           # notifications are suppressed
     bint event_idx
     bint indirect
-    bint in_order
     RingError error
     uint64_t error_a
     uint64_t error_b
@@ -301,7 +300,7 @@ cdef class Ring:
     cdef object memory
     cdef tuple views  # of the region behind each part: their mapping lives as long as the ring
 
-    def __init__(self, memory, queue, *, event_idx, indirect, in_order, header_len):
+    def __init__(self, memory, queue, *, event_idx, indirect, header_len):
         """``queue`` is a `vnic.hookspecs.QueueAddresses`.
 
         Raises: PeerError, for a size that can't be, and parts that are misaligned or not whole in
@@ -339,7 +338,6 @@ cdef class Ring:
         v.next_used = v.shown_used = queue.base
         v.event_idx = event_idx
         v.indirect = indirect
-        v.in_order = in_order
 
     @property
     def base(self) -> int:
@@ -391,6 +389,14 @@ cdef class TxRing(Ring):
         """Say what headers may ask for (see ``vnic_hdr_needs`` of vnic.h)."""
         self.needs_max = needs
 
+    def ready(self) -> bool:
+        """Whether there is anything to parse."""
+        return available(&self.v) != 0
+
+    def arm(self) -> bool:
+        """Ask to be notified of more; whether there is anything to parse after all."""
+        return arm(&self.v) or self.v.seen_avail != self.v.next_avail
+
     def parse(self, burst):
         """Fill the burst with the oldest frames that are not completed; return how many.
 
@@ -423,13 +429,10 @@ cdef class TxRing(Ring):
             for i in range(n):
                 self.n_bytes += b.frames[i].len
             self.n_frames += n
-            if v.in_order:
-                # One entry, for the last of the batch, stands for all of it.
-                # Spec: "In-order use of descriptors".
-                put_used(v, <uint16_t>(v.next_used + n - 1), b.frames[n - 1].token, 0)
-            else:
-                for i in range(n):
-                    put_used(v, <uint16_t>(v.next_used + i), b.frames[i].token, 0)
+            # Each gets its entry, IN_ORDER or not: one for the whole batch would be allowed then,
+            # but the driver reads none of them, so the lines stay ours and cost nothing.
+            for i in range(n):
+                put_used(v, <uint16_t>(v.next_used + i), b.frames[i].token, 0)
             v.next_used += n
             v.done_avail += n
         v.next_avail = v.done_avail
@@ -524,9 +527,8 @@ cdef bint take_header(TxRing r, vnic_burst *b, vnic_frame *frame, bint oldest) n
     elif frame.count > VNIC_IOV_MAX:
         counter = &r.n_too_long
     else:
-        frame.hdr[10] = frame.hdr[11] = 0
-        if iov.iov_len >= header_len:
-            memcpy(frame.hdr, iov.iov_base, header_len)
+        if iov.iov_len >= 12:
+            memcpy(frame.hdr, iov.iov_base, 12)  # two bytes too many of an old driver's 10
             if iov.iov_len == header_len:
                 frame.first += 1
                 frame.count -= 1
@@ -534,6 +536,7 @@ cdef bint take_header(TxRing r, vnic_burst *b, vnic_frame *frame, bint oldest) n
                 iov.iov_base = <char *>iov.iov_base + header_len
                 iov.iov_len -= header_len
         else:
+            memset(frame.hdr, 0, 12)
             at.iov = iov
             at.left = frame.count
             at.off = 0
@@ -565,10 +568,10 @@ cdef class RxRing(Ring):
     cdef vnic_rx_ring verbs
     cdef readonly object capsule
 
-    def __init__(self, memory, queue, *, event_idx, indirect, in_order, header_len, mergeable,
+    def __init__(self, memory, queue, *, event_idx, indirect, header_len, mergeable,
                  offloads):
         Ring.__init__(self, memory, queue, event_idx=event_idx, indirect=indirect,
-                      in_order=in_order, header_len=header_len)
+                      header_len=header_len)
         self.verbs.ring = &self.v
         self.verbs.reserve = reserve
         self.verbs.commit = commit

@@ -1,0 +1,71 @@
+"""``vale0:1``: a port of a switch.  The switch is embedded in the process."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from vnic import ConfigError, Features, hookimpl
+from vnic.burst import Burst, Room
+from vnic.features import OFFLOADS
+from vnic.link import Joint
+
+from vnic_netmap.switch import Port, Switch
+
+_NAME: Final = re.compile(r"(vale[A-Za-z0-9_]*):([A-Za-z0-9_.-]+)")
+
+_switches: dict[str, Switch] = {}
+"""Those that have ports, by name.  A switch is there from its first port to its last."""
+
+
+class Vale:
+    """The backend behind ``vale``."""
+
+    _port: Port | None = None
+
+    @hookimpl
+    def init(self, name: str, options: Any, link: Joint) -> None:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            raise ConfigError(f'{name}: not a port of a switch; write "vale0:1", SWITCH:PORT')
+        switch = _switches.get(match[1]) or Switch(match[1], link.loop)
+        self._port = switch.add(match[2], link)
+        _switches[match[1]] = switch
+
+    @hookimpl
+    def cleanup(self) -> None:
+        port, self._port = self._port, None
+        if port is not None:
+            port.switch.remove(port)
+            if not port.switch.ports:
+                _switches.pop(port.switch.name, None)
+
+    @hookimpl
+    def send(self, burst: Burst) -> int:
+        return self._open().send(burst)
+
+    @hookimpl
+    def recv(self, room: Room) -> int:
+        return self._open().recv(room)
+
+    @hookimpl
+    def recv_discard(self) -> int:
+        return self._open().recv_discard()
+
+    @hookimpl
+    def recv_enable(self) -> None:
+        self._open().paused = False
+
+    @hookimpl
+    def recv_disable(self) -> None:
+        self._open().paused = True
+
+    @hookimpl
+    def get_capabilities(self) -> Features:
+        """Everything: frames cross as they are, and each receiver's room does what it lacks."""
+        return OFFLOADS
+
+    def _open(self) -> Port:
+        if self._port is None:
+            raise ConfigError("vale: this port was closed")
+        return self._port
