@@ -7,12 +7,11 @@ the duration of the call; whoever filled them in checked them against guest memo
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_New
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from vnic_abi cimport (
     VNIC_ABI, VNIC_BURST_CAPSULE, VNIC_BURST_MAX, VNIC_FRAME_MAX, VNIC_IOV_MAX, iovec, vnic_burst,
@@ -45,7 +44,7 @@ cdef class Burst:
     cdef object store
     cdef readonly object capsule
 
-    def __cinit__(self, *args, **kwargs):
+    def __cinit__(self):
         self.own_frames = <vnic_frame *>calloc(VNIC_BURST_MAX, sizeof(vnic_frame))
         self.own_iov = <iovec *>calloc(SEGMENTS, sizeof(iovec))
         self.c = <vnic_burst *>calloc(1, sizeof(vnic_burst))
@@ -92,6 +91,18 @@ cdef class Burst:
                 memcpy(burst.c.frames[i].hdr, &header[0], HEADER_LEN)
         burst.c.n = burst.c.n_iov = <uint32_t>len(frames)
         return burst
+
+    def rest(self, uint32_t start):
+        """Return the frames from ``start`` on as a burst of its own, on loan like this one."""
+        cdef Burst rest = Burst()
+        cdef uint32_t i
+        for i in range(start, self.c.n):
+            rest.c.frames[i - start] = self.c.frames[i]
+        rest.c.n = self.c.n - start if start < self.c.n else 0
+        rest.c.iov = self.c.iov
+        rest.c.n_iov = self.c.n_iov
+        rest.store = self
+        return rest
 
     def __len__(self):
         return self.c.n

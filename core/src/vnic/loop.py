@@ -171,9 +171,11 @@ class Loop:
             countdown -= 1
             if self._round():
                 last_work = self.clock()
-            elif self._scheduled or (self._pollers and self.clock() - last_work < self._spin_s and not self._paused):
+            elif self._scheduled or (
+                self._pollers and self.clock() - last_work < self._spin_s and not self._paused
+            ):
                 countdown = 0
-            elif self._running and not self._arm():
+            elif not self._arm():
                 self._look(self._sleep_s())
                 countdown = _ROUNDS_PER_EPOLL
                 last_work = self.clock()
@@ -321,7 +323,7 @@ def _drain(fd: int) -> None:
         return
 
 
-# ---- timerfd, which os has from Python 3.13 on ----------------------------------------------------
+# ---- timerfd, which os has from Python 3.13 on ---------------------------------------------------
 
 
 class _Itimerspec(ctypes.Structure):

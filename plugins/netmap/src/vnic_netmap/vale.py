@@ -25,6 +25,7 @@ class Vale:
 
     @hookimpl
     def init(self, name: str, options: Any, link: Joint) -> None:
+        """Take a port at the switch; the first one brings the switch about."""
         match = _NAME.fullmatch(name)
         if match is None:
             raise ConfigError(f'{name}: not a port of a switch; write "vale0:1", SWITCH:PORT')
@@ -34,6 +35,7 @@ class Vale:
 
     @hookimpl
     def cleanup(self) -> None:
+        """Leave the switch; the last one takes it away."""
         port, self._port = self._port, None
         if port is not None:
             port.switch.remove(port)
@@ -42,30 +44,34 @@ class Vale:
 
     @hookimpl
     def send(self, burst: Burst) -> int:
+        """Deliver the frames, from the sender's memory into the receivers'."""
         return self._open().send(burst)
 
     @hookimpl
     def recv(self, room: Room) -> int:
+        """Deliver what waits for this port, or is being sent to it."""
         return self._open().recv(room)
 
     @hookimpl
     def recv_discard(self) -> int:
+        """Throw away what waits for this port."""
         return self._open().recv_discard()
 
     @hookimpl
     def recv_enable(self) -> None:
+        """The guest has room."""
         self._open().paused = False
 
     @hookimpl
     def recv_disable(self) -> None:
+        """The guest has none: this port is full."""
         self._open().paused = True
 
     @hookimpl
     def get_capabilities(self) -> Features:
-        """Everything: frames cross as they are, and each receiver's room does what it lacks."""
+        """Return all: frames cross as they are, and each receiver's room does what it lacks."""
         return OFFLOADS
 
     def _open(self) -> Port:
-        if self._port is None:
-            raise ConfigError("vale: this port was closed")
+        assert self._port is not None, "the link calls nothing after cleanup"
         return self._port

@@ -14,7 +14,7 @@ import logging
 import struct
 from collections import Counter
 from collections.abc import Callable
-from typing import ClassVar, Final
+from typing import Any, Final
 
 from vnic import Features, hookimpl
 from vnic.burst import Burst, Room
@@ -25,7 +25,7 @@ from vnic.hookspecs import Host, QueueAddresses, ResetKind
 from vnic.link import Link
 from vnic.loop import Poller
 
-from vnic_virtio_net.options import Options
+from vnic_virtio_net.options import VirtioNetOptions
 from vnic_virtio_net.ring_kernel import RxRing, TxRing
 
 log = logging.getLogger("vnic.virtio_net")
@@ -60,10 +60,10 @@ VIRTIO_NET_S_LINK_UP: Final = 1
 class Plugin:
     """The frontend behind ``virtio-net``.  Its face is `vhost`."""
 
-    Options: ClassVar[type] = Options
+    Options = VirtioNetOptions
     n_queues: Final = 2
 
-    _options: Options
+    _options: VirtioNetOptions
     _link: Link
     _host: Host
 
@@ -90,7 +90,8 @@ class Plugin:
     # ---- hooks
 
     @hookimpl
-    def init(self, options: Options, link: Link, host: Host) -> None:
+    def init(self, options: VirtioNetOptions, link: Link, host: Host) -> None:
+        """Build the device, at rest."""
         self._options = options
         self._link = link
         self._host = host
@@ -98,10 +99,12 @@ class Plugin:
 
     @hookimpl
     def cleanup(self) -> None:
+        """Forget the guest."""
         self.reset(ResetKind.SESSION)
 
     @hookimpl
     def reset(self, kind: ResetKind) -> None:
+        """Stop both queues and forget what was negotiated."""
         for index in range(self.n_queues):
             self.stop_queue(index)
             self._enabled[index] = False
@@ -110,6 +113,7 @@ class Plugin:
 
     @hookimpl
     def transmit(self) -> None:
+        """Send what the guest has made available, a few bursts at the most."""
         self._waiting = False
         if self._tx is not None:
             self._tx.park()
@@ -120,6 +124,7 @@ class Plugin:
 
     @hookimpl
     def receive(self) -> None:
+        """Deliver what the link has into what the guest has posted."""
         rx, room = self._rx, self._room
         if rx is None or room is None or self._receiving:
             return
@@ -136,7 +141,7 @@ class Plugin:
 
     @hookimpl
     def link_changed(self, up: bool) -> None:
-        # Over vhost the carrier is the VMM's to show.
+        """Note it: over vhost the carrier is the VMM's to show."""
         log.info("%s: carrier %s", self._link.name, "up" if up else "down")
 
     # ---- the datapath
@@ -197,6 +202,7 @@ class Plugin:
     # ---- the vhost face
 
     def get_features(self) -> Features:
+        """Return the rings' features, and the offloads that the link has."""
         offered = RING_FEATURES | Features.MAC | Features.STATUS
         if self._options.mtu is not None:
             offered |= Features.MTU
@@ -205,6 +211,7 @@ class Plugin:
         return offered
 
     def set_features(self, features: Features) -> None:
+        """Take the driver's choice, and tell the link of its offloads."""
         excess = features & ~self.get_features()
         if excess:
             raise PeerError(f"features: {names(excess)} were not offered")
@@ -213,13 +220,14 @@ class Plugin:
         self._link.set_features(features & OFFLOADS)
 
     def start_queue(self, index: int, queue: QueueAddresses, interrupt: Callable[[], None]) -> None:
+        """Begin to serve a queue where the driver says that it lies."""
         self._check_index(index)
         self.stop_queue(index)
         if self._failed:
             return
         features = self._features
         modern = bool(features & (Features.VERSION_1 | Features.MRG_RXBUF))
-        options = {
+        options: dict[str, Any] = {
             "event_idx": Features.EVENT_IDX in features,
             "indirect": Features.INDIRECT_DESC in features,
             "header_len": 12 if modern else 10,
@@ -246,6 +254,7 @@ class Plugin:
             self._poller = self._host.loop.poll(self._poll, self._arm)
 
     def stop_queue(self, index: int) -> int:
+        """Stop a queue; what it has not shown as used is taken again later."""
         self._check_index(index)
         self._interrupts[index] = _nobody
         base = 0
@@ -267,6 +276,7 @@ class Plugin:
         return base
 
     def enable_queue(self, index: int, enabled: bool) -> None:
+        """Let frames through a queue, or throw them away."""
         self._check_index(index)
         self._enabled[index] = enabled
         if index == RECEIVEQ:
@@ -278,6 +288,7 @@ class Plugin:
             self._host.schedule(self.transmit)
 
     def kick(self, index: int) -> None:
+        """Look at a queue soon."""
         self._check_index(index)
         if index == TRANSMITQ:
             if not self._waiting:
@@ -286,6 +297,7 @@ class Plugin:
             self._host.schedule(self._refill)
 
     def read_config(self, offset: int, n: int) -> bytes:
+        """Read ``struct virtio_net_config``."""
         status = VIRTIO_NET_S_LINK_UP if self._link.is_up else 0
         config = struct.pack("<6sHHH", self.mac, status, 1, self._options.mtu or 1500)
         return config[offset : offset + n].ljust(n, b"\0")
