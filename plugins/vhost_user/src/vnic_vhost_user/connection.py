@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 
 import attrs
 from vnic.errors import PeerError
-from vnic.features import Features
+from vnic.features import Features, names
 from vnic.hookspecs import QueueAddresses
 
 from vnic_vhost_user import events
@@ -141,6 +141,7 @@ class Connection:
         self.status = 0
         """The device status as the VMM told it.  Spec: Virtio 1.3, "Device Status Field"."""
         self._offered = offered
+        self._offered_features: int | None = None
         self._buffer = bytearray()
         self._header: Header | None = None
         self._form: Form
@@ -237,11 +238,20 @@ class Connection:
     # ---- the session -----------------------------------------------------------------------------
 
     def _do_GET_FEATURES(self, payload: Payload) -> Steps:
-        features: int = yield events.GetFeatures()
-        return U64(features | F_PROTOCOL_FEATURES)
+        self._offered_features = yield events.GetFeatures()
+        return U64(self._offered_features | F_PROTOCOL_FEATURES)
 
     def _do_SET_FEATURES(self, payload: U64) -> Steps:
         features = payload.value & ~F_PROTOCOL_FEATURES
+        if self._offered_features is None:
+            self._offered_features = yield events.GetFeatures()
+        extra = features & ~self._offered_features
+        if extra:
+            # After a reconnection the guest still has what it chose of our predecessor's offer.
+            raise PeerError(
+                f"SET_FEATURES: the driver takes {names(Features(extra))}, which is not offered; "
+                f"if it was, before: reset the guest, or give the NIC the same backend again"
+            )
         # QEMU sends them once for each pair of queues, while the pairs before already run.
         if features != self.features:
             for ring in self.rings:
