@@ -14,7 +14,7 @@ Spec: Virtio 1.3, "Split Virtqueues"; "Network Device", "Device Operation".
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
@@ -141,6 +141,12 @@ cdef class TxQueue(Queue):
         if self.fault != 0:
             return self.fault
         while True:
+            one = self.look()
+            if one > 0:
+                one = reclaim_plain(self, one)
+                done += one
+                if one != 0:
+                    continue
             one = self.take(&slot, &n)
             if one <= 0:
                 break
@@ -154,28 +160,32 @@ cdef class TxQueue(Queue):
         return one if one < 0 else done
 
     cdef int _send_bulk(self, uint32_t n) noexcept nogil:
-        cdef uint32_t i, slot
-        cdef uint64_t *start
         cdef int error = self._reclaim()
         if error < 0:
             return error
         n = min(n, self.pool_tail - self.pool_head)
+        if self.n_cuts == 1 and not self.indirect:
+            n = min(n, self.n_free)
+            send_plain(self, n)
+        else:
+            n = self._send_chains(n)
+        if n != 0:
+            self.n_frames += n
+            self.publish()
+        return n
+
+    cdef uint32_t _send_chains(self, uint32_t n) noexcept nogil:
+        """Post the next n slots, as far as there are descriptors."""
+        cdef uint32_t i, slot
         for i in range(n):
             vnic_prefetch_write(self._slot(self.pool[(self.pool_head + 8) & self.mask]))
             slot = self.pool[self.pool_head & self.mask]
             if self.n_desc_of(self.lens[slot]) > self.n_free:
-                n = i
-                break
-            # A driver writes each frame's header anew, and with it the line that the frame's start
-            # is in: the device finds it dirty, in this core's cache.
-            start = <uint64_t *>self._slot(slot)
-            vnic_store64(start, vnic_load64(start))
+                return i
+            dirty(self._slot(slot))
             self.pool_head += 1
             self.post(slot, self.lens[slot], 0)
             self.n_bytes += self.lens[slot] - self.hdr_len
-        if n != 0:
-            self.n_frames += n
-            self.publish()
         return n
 
 
@@ -346,6 +356,11 @@ cdef class RxQueue(Queue):
                     (<uint32_t *>&self.used[2 + 4 * ((self.used_idx + i) & self.mask)])[0]
                 vnic_prefetch(self._slot(self.chains[head & self.mask].slot))
             while there > 0:
+                n_buffers = recv_plain(self, there)
+                if n_buffers != 0:
+                    done += n_buffers
+                    there -= n_buffers
+                    continue
                 if self.take(&slot, &size) <= 0:
                     break
                 n_buffers = self._open(slot, size, header)
@@ -371,3 +386,6 @@ cdef class RxQueue(Queue):
             self.publish()
             self.park()
         return self.fault if self.fault != 0 else <int>done
+
+
+include "plain_kernel.pxi"

@@ -56,6 +56,7 @@ FAULTS = {
 cdef struct Chain:  # by its head descriptor
     uint32_t slot
     uint32_t capacity  # bytes that the device may write
+    uint32_t at        # avail index that it was posted with
     uint16_t n_desc    # descriptors of the ring's table
     uint16_t state
 
@@ -83,8 +84,8 @@ cdef class Queue:
     cdef uint16_t *avail
     cdef uint16_t *used
     cdef uint32_t mask
-    cdef uint16_t avail_idx      # the next entry's
-    cdef uint16_t published_idx  # what the device may see of it
+    cdef uint32_t avail_idx      # the next entry's; the ring has its lower half, as of the next
+    cdef uint32_t published_idx  # what the device may see of it
     cdef uint16_t judged_idx     # up to where it was decided whether to kick
     cdef uint16_t used_idx       # the next to be taken
     cdef uint16_t seen_idx       # what the device's index was when it was read last
@@ -188,7 +189,7 @@ cdef class Queue:
 
     def kick_due(self) -> bool:
         """Whether the device wants to be told of what was published since the last call."""
-        cdef uint16_t old = self.judged_idx, new = self.published_idx, event
+        cdef uint16_t old = self.judged_idx, new = <uint16_t>self.published_idx, event
         if old == new:
             return False
         self.judged_idx = new
@@ -280,6 +281,7 @@ cdef class Queue:
         self.n_free -= i
         chain.slot = slot
         chain.capacity = n if flags & VIRTQ_DESC_F_WRITE else 0
+        chain.at = self.avail_idx
         chain.n_desc = <uint16_t>i
         chain.state = POSTED
         self.posted[self.avail_idx & self.mask] = <uint16_t>head
@@ -289,8 +291,13 @@ cdef class Queue:
     @cython.final
     cdef inline void publish(self) noexcept nogil:
         # Descriptors and ring entries must be visible before the index that hands them over.
-        vnic_store_release16(&self.avail[1], self.avail_idx)
+        vnic_store_release16(&self.avail[1], <uint16_t>self.avail_idx)
         self.published_idx = self.avail_idx
+
+    @cython.final
+    cdef inline bint is_posted(self, const Chain *chain) noexcept nogil:
+        """Whether the device has it; it may be used already, and posted again for later."""
+        return chain.state == POSTED and <int32_t>(self.published_idx - chain.at) > 0
 
     @cython.final
     cdef inline int look(self) noexcept nogil:
@@ -316,10 +323,10 @@ cdef class Queue:
         if self.batch == 0:
             head = vnic_load32(&entry[0])
             n[0] = vnic_load32(&entry[1])
-            if head >= self.size or self.chains[head].state != POSTED:
+            if head >= self.size or not self.is_posted(&self.chains[head]):
                 return self.fail(
-                    USED_TWICE if head < self.size and self.chains[head].state == USED
-                    else NEVER_POSTED, head)
+                    NEVER_POSTED if head >= self.size or self.chains[head].state == NEVER
+                    else USED_TWICE, head)
         if self.in_order:
             # One entry may stand for a batch: its id is the last's, and those before it are taken
             # for used completely.  Spec: "In-order use of descriptors".
