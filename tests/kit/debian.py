@@ -254,8 +254,12 @@ def _unpack(package: Path, folder: Path, only: tuple[str, ...]) -> None:
     ):
         for member in tar:
             path = member.name.removeprefix("./")
-            if member.isfile() and any(fnmatch.fnmatchcase(path, each) for each in only):
-                tar.extract(member, folder, filter="data")
+            content = tar.extractfile(member) if member.isfile() else None
+            if content and any(fnmatch.fnmatchcase(path, each) for each in only):
+                target = folder / path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with target.open("wb") as file:
+                    shutil.copyfileobj(content, file)
     if process.returncode != 0:
         raise subprocess.CalledProcessError(process.returncode, "dpkg-deb --fsys-tarfile")
 

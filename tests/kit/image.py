@@ -207,7 +207,7 @@ def _initramfs(kernel: Tree, programs: Tree) -> bytes:
     busybox = programs.program("busybox")
     cpio.add_file("bin/busybox", busybox.read_bytes(), 0o755)
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True)
-    for applet in set(applets.stdout.split()) - {"busybox"}:
+    for applet in sorted(set(applets.stdout.split()) - {"busybox"}):
         cpio.add_link(f"bin/{applet}", "busybox")
     names = ("ethtool", "iperf3")
     for name in names:
