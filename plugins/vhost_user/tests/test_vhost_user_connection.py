@@ -625,7 +625,7 @@ class Twin:
                 self.held += fds
 
 
-@settings(max_examples=300)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(sent(), max_size=60), st.booleans())
 def test_any_messages_in_any_order_lose_no_descriptor_and_start_no_queue_twice(  # D1, D11
     messages, negotiated
@@ -647,7 +647,7 @@ def test_any_messages_in_any_order_lose_no_descriptor_and_start_no_queue_twice( 
     assert sorted(twin.held + left) == list(range(100, script.next_fd))
 
 
-@settings(max_examples=300)
+@settings(deadline=None)
 @given(st.binary(max_size=2000), st.integers(0, 5))
 def test_any_bytes_are_taken_or_blamed_on_the_peer(data: bytes, n_fds: int) -> None:
     script = Script()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vnic.errors import PeerError
 from vnic_vhost_user.connection import OFFERED
@@ -258,6 +258,7 @@ def test_each_message_carries_as_many_descriptors_as_belong_to_it(  # D1
 # ---- any bytes -----------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=12, max_size=12))
 def test_any_header_decodes_or_blames_the_peer(data: bytes) -> None:
     try:
@@ -268,6 +269,7 @@ def test_any_header_decodes_or_blames_the_peer(data: bytes) -> None:
     assert header.encode() == data
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(FORMS)), st.binary(max_size=300), st.integers(0, 253))
 def test_any_bytes_decode_or_blame_the_peer(request: int, data: bytes, n_fds: int) -> None:
     form = FORMS[request]
@@ -311,6 +313,7 @@ messages = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(messages)
 def test_what_is_encoded_decodes_to_the_same(message) -> None:
     data = message.encode()

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import logging
 import os
+import random
+import select
 import socket
 from contextlib import suppress
 from types import SimpleNamespace
 
 import attrs
 import pytest
-from vnic.errors import BackendError, ConfigError
+from vnic.errors import BackendError, ConfigError, PeerError
 from vnic.features import Features
 from vnic_vhost_user.messages import (
     FORMS,
@@ -147,7 +149,7 @@ def test_a_kick_pipe_whose_other_end_is_gone_does_not_keep_the_loop_busy(bench) 
     os.close(writer)
     bench.turn(3)
     assert bench.face.kicks == [1]
-    assert bench.loop._sleep_s() > 0  # nothing is due: it sleeps
+    assert select.select([bench.loop.fileno()], [], [], 0) == ([], [], [])  # it sleeps
 
 
 @pytest.mark.parametrize(
@@ -489,6 +491,42 @@ def test_a_vmm_that_reads_late_gets_every_reply(bench) -> None:
     for _ in range(500):
         header, _ = vmm.receive()
         assert header.request == Request.GET_QUEUE_NUM
+
+
+def test_no_mutation_of_a_real_session_hurts_more_than_that_session(  # D1, D8, D9
+    bench, caplog, n_fds
+) -> None:
+    """Each message of a start is sent with bits flipped, bytes cut or added, and descriptors."""
+    bench.serve(config="on")
+    null = os.open("/dev/null", os.O_RDONLY)
+    before = n_fds()
+    chance = random.Random(1)
+    for _ in range(300):
+        vmm = bench.connect()
+        spoil = chance.randrange(16)
+
+        def send_bytes(data, fds=(), vmm=vmm, spoil=spoil):
+            if chance.randrange(16) == spoil:
+                data = bytearray(data)
+                for _ in range(chance.randrange(1, 4)):
+                    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+                data = data[: chance.randrange(1, 50)] + bytes(chance.randrange(4))
+                fds = [*fds, *[null] * chance.choice([0, 0, 1, 9])]
+            Vmm.send_bytes(vmm, bytes(data), fds)
+
+        vmm.send_bytes = send_bytes
+        with suppress(DisconnectedError, TimeoutError, AssertionError, PeerError):
+            vmm.negotiate()
+            vmm.share_memory(1 << 20)
+            vmm.start_queue(0)
+            vmm.start_queue(1)
+            vmm.stop_queue(0)
+        vmm.close()
+        bench.turn(4)
+        assert n_fds() == before
+    os.close(null)
+    assert not any(record.exc_info for record in caplog.records)
+    bench.running()
 
 
 # ---- coming and going ----------------------------------------------------------------------------

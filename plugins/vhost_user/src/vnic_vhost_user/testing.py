@@ -49,7 +49,7 @@ GPA: Final = 0x4000_0000
 USER: Final = 0x7F12_0000_0000
 """Where a VMM would have it: far from the guest's addresses, so that mixing them up shows."""
 
-PUMPS_MAX: Final = 1000
+PUMPS_MAX: Final = 100
 """How often the server's loop gets a turn before a reply counts as missing."""
 
 
