@@ -83,6 +83,8 @@ class JointWatch:
                 self.close()
             return
         if events & select.EPOLLOUT:
+            # Once: whoever finds it full again asks again.
+            self.set(write=False)
             self._joint.writable()
         if events & select.EPOLLIN:
             self._joint.readable()
@@ -127,7 +129,7 @@ class Joint:
         write: bool = False,
         error: Callable[[], None] | None = None,
     ) -> JointWatch:
-        """Watch a descriptor: readable calls `readable`, writable calls `writable`.
+        """Watch a descriptor: readable calls `readable`; writable calls `writable`, once per asking.
 
         An error or a hang-up calls ``error``; without one it takes the link down.
         """
@@ -147,7 +149,11 @@ class Joint:
         self._link._set_up(True, "")
 
     def down(self, reason: str) -> None:
-        """The host network is gone: the guest's carrier goes, frames are dropped and counted."""
+        """The host network is gone: the guest's carrier goes, frames are dropped and counted.
+
+        Not from within ``send`` or ``recv``, where the frontend is in the middle of a burst: raise
+        there.
+        """
         self._link._set_up(False, reason)
 
     def count(self, name: str, n: int = 1) -> None:
@@ -257,7 +263,11 @@ class Link:
         """Tell the stack the exact offloads in force from the next burst on."""
         for layer in self._layers:
             if layer.hooks.set_capabilities is not None:
-                layer.hooks.set_capabilities(features & OFFLOADS)
+                try:
+                    layer.hooks.set_capabilities(features & OFFLOADS)
+                except Exception as error:
+                    self._broke("set_capabilities", error)
+                    return
 
     def send(self, burst: Burst) -> int:
         """Give frames to the host network; return how many were taken.
