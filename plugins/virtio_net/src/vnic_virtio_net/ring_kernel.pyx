@@ -56,7 +56,7 @@ cdef enum RingError:
     BUFFER_SMALL
 
 REASONS = {
-    AVAIL_JUMPED: "avail idx {0} is more than the ring's {1} entries ahead",
+    AVAIL_JUMPED: "avail idx {0} went back, or is more than the ring's {1} entries ahead",
     HEAD_RANGE: "avail entry {0} is no descriptor of {1}",
     NEXT_RANGE: "descriptor chain goes on at {0}, of {1} descriptors",
     CHAIN_LOOPS: "descriptor chain at {0} has more than the ring's {1} descriptors: it loops",
@@ -112,18 +112,26 @@ cdef inline void fail(Vring *v, RingError error, uint64_t a, uint64_t b) noexcep
 
 # ---- the avail ring ----------------------------------------------------------------------------
 
+cdef inline bint look(Vring *v) noexcept nogil:
+    """Read the avail index anew; whether it has moved, in whatever way."""
+    # Acquire: the entries and descriptors behind the index must not be read before it.
+    cdef uint16_t idx = vnic_load_acquire16(v.avail + 1), ahead
+    if idx == v.seen_avail:
+        return False
+    ahead = idx - v.done_avail
+    if ahead > v.size or ahead < <uint16_t>(v.seen_avail - v.done_avail):
+        fail(v, AVAIL_JUMPED, idx, v.size)
+    else:
+        v.seen_avail = idx
+    return True
+
+
 cdef inline uint32_t available(Vring *v) noexcept nogil:
     """How many entries there are to look at; the index is read again only when all were seen."""
-    cdef uint16_t idx
+    if v.error == FINE and v.seen_avail == v.next_avail:
+        look(v)
     if v.error != FINE:
         return 0
-    if v.seen_avail == v.next_avail:
-        # Acquire: the entries and descriptors behind the index must not be read before it.
-        idx = vnic_load_acquire16(v.avail + 1)
-        if <uint16_t>(idx - v.done_avail) > v.size:
-            fail(v, AVAIL_JUMPED, idx, v.size)
-            return 0
-        v.seen_avail = idx
     return <uint16_t>(v.seen_avail - v.next_avail)
 
 
@@ -352,12 +360,17 @@ cdef class Ring:
         return REASONS[self.v.error].format(self.v.error_a, self.v.error_b)
 
     def grown(self) -> bool:
-        """Whether the driver has made more available than was seen."""
-        return self.v.error == FINE and vnic_load16(self.v.avail + 1) != self.v.seen_avail
+        """Whether the driver has made more available since the last look, which this is, too.
+
+        Or has broken the ring: whoever goes on with it is told.
+        """
+        return self.v.error == FINE and look(&self.v)
 
     def park(self):
         """Ask the driver not to notify, while the ring is polled."""
         cdef Vring *v = &self.v
+        if v.error != FINE:
+            return
         if not v.polled or (v.event_idx and <uint16_t>(v.seen_avail - v.parked) > PARK_AGAIN):
             park(v)
 
@@ -390,8 +403,8 @@ cdef class TxRing(Ring):
         self.needs_max = needs
 
     def ready(self) -> bool:
-        """Whether there is anything to parse."""
-        return available(&self.v) != 0
+        """Whether there is anything to parse, or an error to report."""
+        return available(&self.v) != 0 or self.v.error != FINE
 
     def arm(self) -> bool:
         """Ask to be notified of more; whether there is anything to parse after all."""
