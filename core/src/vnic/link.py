@@ -129,7 +129,7 @@ class Joint:
         write: bool = False,
         error: Callable[[], None] | None = None,
     ) -> JointWatch:
-        """Watch a descriptor: readable calls `readable`; writable calls `writable`, once per asking.
+        """Watch a descriptor: readable calls `readable`; writable, once per asking, `writable`.
 
         An error or a hang-up calls ``error``; without one it takes the link down.
         """

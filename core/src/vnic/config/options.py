@@ -122,6 +122,8 @@ def text(value: object) -> str:
 
 def path(value: object) -> Path:
     """Take a file's path; ``~`` is the user's home."""
+    if isinstance(value, Path):
+        return value
     written = text(value)
     if "\0" in written:
         raise ValueError("a path has no zero byte; leave it out")

@@ -212,9 +212,10 @@ class Plugin:
 
     def set_features(self, features: Features) -> None:
         """Take the driver's choice, and tell the link of its offloads."""
-        excess = features & ~self.get_features()
+        # As ints: ~ on a flag forgets the bits that have no name here.
+        excess = int(features) & ~int(self.get_features())
         if excess:
-            raise PeerError(f"features: {names(excess)} were not offered")
+            raise PeerError(f"features: {names(Features(excess))} were not offered")
         self._failed = False
         self._features = features
         self._link.set_features(features & OFFLOADS)
