@@ -94,7 +94,7 @@ cdef class TxQueue(Queue):
         """Lay frames out for `send_bulk`: the slots get them in turn."""
         cdef uint32_t i
         self.reclaim()
-        if self.published_idx != self.used_idx:
+        if self.n_posted:
             raise RuntimeError(f"{self.name}: {self.n_posted} frames are with the device still")
         for i in range(self.n_slots):
             self.pool[(self.pool_head + i) & self.mask] = i
