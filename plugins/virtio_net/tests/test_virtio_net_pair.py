@@ -187,6 +187,8 @@ def test_bulk_frames_all_arrive(pair: Pair, features: Features) -> None:
     b.recv_bulk(256)
     assert b.n_received == sent
     assert b.n_received_bytes == 64 * sent
+    assert a.n_outstanding == 0
+    a.prepare_bulk(numbered(1))  # the indices have wrapped three times
 
 
 def test_a_guest_that_does_not_receive_holds_the_other_back_and_loses_nothing(pair: Pair) -> None:
