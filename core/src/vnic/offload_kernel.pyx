@@ -120,7 +120,7 @@ cdef int offload_plan(Offload *o, const iovec *iov, uint32_t n_iov, uint32_t len
     """Read the headers of a frame with a gso_type, once.  0, or -1 where they make no sense."""
     cdef vnic_cursor at
     cdef vnic_hdr h
-    cdef uint32_t have, l3 = 14, l4_header, minimum
+    cdef uint32_t have, l3 = 14, l4_header, minimum, longest
     cdef uint16_t ethertype
     memcpy(&h, hdr, 12)
     at.iov = iov
@@ -165,6 +165,11 @@ cdef int offload_plan(Offload *o, const iovec *iov, uint32_t n_iov, uint32_t len
         return -1
     o.payload_len = length - o.headers_len
     o.mss = h.gso_size
+    # The longest segment's length must fit the IP header's 16 bits.
+    longest = o.headers_len - l3 - (40 if o.ipv6 else 0) \
+        + (o.mss if o.mss < o.payload_len else o.payload_len)
+    if longest > 0xFFFF:
+        return -1
     o.n_segments = (o.payload_len + o.mss - 1) // o.mss
     return 0
 
