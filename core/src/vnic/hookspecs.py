@@ -142,6 +142,10 @@ class FrontendHooks:
 
 
 # ---- faces: how a host drives a frontend ---------------------------------------------------------
+#
+# A frontend has attributes named after its faces: ``vhost``, a `VhostFace`, which may be the
+# frontend itself; and ``pci``, a `vnic.pci.Function` that it builds in ``init`` and resets in
+# ``reset``.
 
 
 @attrs.frozen(kw_only=True)

@@ -9,6 +9,7 @@ from vnic.config import NicConfig, parse_nic, structure
 from vnic.hookspecs import FrontendHooks, Host, ResetKind, VhostFace
 from vnic.link import Link
 from vnic.loop import Loop
+from vnic.pci import Function
 from vnic.registry import Registry, resolve_hooks
 
 log = logging.getLogger("vnic.nic")
@@ -17,8 +18,8 @@ log = logging.getLogger("vnic.nic")
 class Nic:
     """One virtual NIC, from `open_nic` to `close`.
 
-    A host drives it through a face: `vhost`, or None where the frontend has none.  All calls come
-    on its loop, or with the loop's lock.
+    A host drives it through a face, `vhost` or `pci`: None where the frontend has none.  All calls
+    come on its loop, or with the loop's lock.
     """
 
     def __init__(self, config: NicConfig, frontend: Any, options: Any, link: Link) -> None:
@@ -36,6 +37,12 @@ class Nic:
         """The frontend as a vhost device, if it is one."""
         face = getattr(self.frontend, "vhost", None)
         return face if isinstance(face, VhostFace) else None
+
+    @property
+    def pci(self) -> Function | None:
+        """The frontend as a PCI function, if it is one; there from `attach` on."""
+        face = getattr(self.frontend, "pci", None)
+        return face if isinstance(face, Function) else None
 
     def attach(self, host: Host) -> None:
         """Give the frontend its host, and join it to its link."""
