@@ -1,0 +1,255 @@
+"""One software guest to another through an embedded vale: everything on one core, beside memcpy.
+
+The guests' drivers are polled on the switch's own loop, so the frame's whole way is in the figure:
+the sender's ring work, the switch, the receiver's.  The yardstick copies the same bytes between
+buffers that lie like the guests' own, as many and as far apart, and does nothing else.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import attrs
+from kit.missing import Missing
+from vnic.features import OFFLOADS, Features
+from vnic.loop import Loop
+from vnic.nic import open_spec
+from vnic.testing import SoftwareHost
+from vnic_virtio_net.testing import DRIVER_FEATURES, Driver, Shape
+
+from benchmarks._native import Copier, Slots, library
+from benchmarks._show import progress, show
+
+if TYPE_CHECKING:
+    from benchmarks import Row
+
+SECONDS: Final = 30.0
+"""Measured for, unless told otherwise."""
+
+WINDOW_S: Final = 0.1
+"""One of vnic, one of memcpy, and so on: whatever else the machine does meets both."""
+
+SRC_MAC: Final = bytes.fromhex("020000000001")
+DST_MAC: Final = bytes.fromhex("020000000002")
+
+GSO_HEADER: Final = bytes.fromhex("01 01 3600 a805 2200 1000 0000")
+"""Checksum to be completed; TCP over IPv4; 54 bytes of headers, segments of 1448 bytes; the
+checksum begins at byte 34 and is stored 16 bytes into that."""
+
+
+@attrs.frozen(kw_only=True)
+class Case:
+    """One line of the table."""
+
+    frame_len: int
+    burst: int
+    """Frames that the sender hands over at a time, and the receiver takes."""
+    rx: Shape
+    tx: Shape
+    features: Features = DRIVER_FEATURES
+    header: bytes | None = None
+
+
+SHORT: Final = Shape(1024)
+CASES: Final = (
+    Case(frame_len=64, burst=32, rx=SHORT, tx=SHORT),
+    Case(frame_len=64, burst=256, rx=SHORT, tx=SHORT),
+    Case(frame_len=1500, burst=32, rx=SHORT, tx=SHORT),
+    Case(frame_len=1500, burst=256, rx=SHORT, tx=SHORT),
+    # In buffers of 1536 bytes, 43 to a frame: the ring has room for 23.
+    Case(
+        frame_len=65536 - 2,
+        burst=8,
+        rx=Shape(1024),
+        tx=Shape(32),
+        features=DRIVER_FEATURES | OFFLOADS,
+        header=GSO_HEADER,
+    ),
+)
+
+
+@attrs.frozen
+class Window:
+    """What a stretch of time was spent on: seconds for ``n_frames``."""
+
+    n_frames: int
+    total_s: float
+    send_s: float = 0.0
+    """Of that, the sender's driver."""
+    recv_s: float = 0.0
+    """Of that, the receiver's."""
+
+
+class Pair:
+    """Two guests on one switch, and buffers like theirs."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.loop = Loop()
+        self.hosts = [SoftwareHost(self.loop, 64 << 20) for _ in range(3)]
+        macs = SRC_MAC, DST_MAC
+        self.nics = [
+            open_spec(f"virtio-net,vale0:{name},mac={mac.hex(':')}", host)
+            for name, mac, host in zip("ab", macs, self.hosts, strict=False)
+        ]
+        self.drivers = [
+            Driver(nic, host, features=case.features, rx=case.rx, tx=case.tx, polling=True)
+            for nic, host in zip(self.nics, self.hosts, strict=False)
+        ]
+        self.poller = self.loop.poll(self._step, lambda: True)
+        self._deadline_ns = 0
+        self._send_ns = self._recv_ns = 0
+        self._meet()
+        self.drivers[0].prepare_bulk([self._frame()], [case.header])
+        self._copier = self._yardstick()
+
+    def _frame(self) -> bytes:
+        """A frame of the case's length: IPv4 and TCP headers where offload asks for them."""
+        length = self.case.frame_len
+        ip = bytes.fromhex("4500") + (length - 14).to_bytes(2, "big") + bytes.fromhex("00004000")
+        ip += bytes.fromhex("4006 0000 0a000001 0a000002")
+        tcp = bytes.fromhex("0400 0400 00000001 00000001 5010 ffff 0000 0000")
+        start = DST_MAC + SRC_MAC + b"\x08\x00" + ip + tcp
+        return (start + bytes(i * 7 & 0xFF for i in range(length)))[:length]
+
+    def _meet(self) -> None:
+        """Let the switch learn who is where; see that a frame arrives whole, header and all."""
+        sender, receiver = self.drivers
+        self._dispatch()  # before that the queues' start is pending, and nobody receives
+        receiver.send([SRC_MAC + DST_MAC + b"\x08\x00" + bytes(46)])
+        frame, header = self._frame(), self.case.header or bytes(12)
+        sender.send([frame], [header])
+        self._dispatch()
+        [(received, with_header)] = receiver.recv()
+        sender.recv()
+        if received != frame or with_header[:10] != header[:10]:
+            raise RuntimeError(f"a frame of {len(frame)} bytes did not arrive as it was sent")
+
+    def _dispatch(self) -> None:
+        self.poller.close()
+        for _ in range(8):
+            self.loop.dispatch()
+        self.poller = self.loop.poll(self._step, lambda: True)
+
+    def _yardstick(self) -> Copier:
+        """Buffers as the drivers have them, in memory of the same kind."""
+        host, slots = self.hosts[2], []
+        for queue in (self.drivers[0].tx, self.drivers[1].rx):
+            # As the driver's kernel lays them out: eight guard bytes, an odd number of lines.
+            stride = ((queue.capacity + 8 + 63) // 64 | 1) * 64
+            memory = host.memory.view(host.alloc(stride * queue.n_slots, 64), stride * queue.n_slots)
+            memory[:] = bytes(len(memory))
+            slots.append(Slots(memory, queue.n_slots, stride, queue.capacity, 12))
+        return Copier(slots[0], slots[1], self.case.frame_len)
+
+    def _step(self) -> bool:
+        """Both guests' turn, once a round of the loop."""
+        sender, receiver = self.drivers
+        t0 = time.perf_counter_ns()
+        receiver.recv_bulk(self.case.burst)
+        t1 = time.perf_counter_ns()
+        sender.send_bulk(self.case.burst)
+        t2 = time.perf_counter_ns()
+        self._recv_ns += t1 - t0
+        self._send_ns += t2 - t1
+        if t2 >= self._deadline_ns:
+            self.loop.stop()
+        return True
+
+    def switch(self, seconds: float) -> Window:
+        """Send through the switch for so long."""
+        receiver = self.drivers[1]
+        n_frames, n_bytes = receiver.n_received, receiver.n_received_bytes
+        self._send_ns = self._recv_ns = 0
+        since = time.perf_counter_ns()
+        self._deadline_ns = since + int(seconds * 1e9)
+        self.loop.run()
+        passed_ns = time.perf_counter_ns() - since
+        n_frames = receiver.n_received - n_frames
+        n_bytes = receiver.n_received_bytes - n_bytes
+        if n_bytes != n_frames * self.case.frame_len:
+            raise RuntimeError(f"{n_frames} frames of {self.case.frame_len} made {n_bytes} bytes")
+        return Window(n_frames, passed_ns / 1e9, self._send_ns / 1e9, self._recv_ns / 1e9)
+
+    def memcpy(self, seconds: float) -> Window:
+        """Copy the same bytes for so long."""
+        n_frames = 0
+        since = time.perf_counter_ns()
+        deadline_ns = since + int(seconds * 1e9)
+        while (now := time.perf_counter_ns()) < deadline_ns:
+            self._copier.copy(1024)
+            n_frames += 1024
+        return Window(n_frames, (now - since) / 1e9)
+
+    def n_lost(self) -> int:
+        """Return how many frames were dropped anywhere."""
+        counters = [nic.counters() for nic in self.nics]
+        return sum(n for each in counters for key, n in each.items() if "_drop_" in key)
+
+    def close(self) -> None:
+        self.poller.close()
+        for driver, nic in zip(self.drivers, self.nics, strict=True):
+            driver.stop()
+            nic.close()
+        self.loop.close()
+
+
+def row(case: Case, windows: list[tuple[Window, Window]], n_lost: int) -> Row:
+    """Return the line of one case: medians over pairs of neighbouring windows."""
+
+    def ns_a_frame(seconds: list[float]) -> float:
+        each = zip(seconds, windows, strict=True)
+        return statistics.median(1e9 * s / vnic.n_frames for s, (vnic, _) in each)
+
+    total = ns_a_frame([vnic.total_s for vnic, _ in windows])
+    send = ns_a_frame([vnic.send_s for vnic, _ in windows])
+    recv = ns_a_frame([vnic.recv_s for vnic, _ in windows])
+    memcpy = statistics.median(1e9 * each.total_s / each.n_frames for _, each in windows)
+    ratios = [
+        (vnic.n_frames / vnic.total_s) / (each.n_frames / each.total_s) for vnic, each in windows
+    ]
+    return {
+        "bytes": case.frame_len,
+        "burst": case.burst,
+        "Mframes/s": 1e3 / total,
+        "Gbit/s": 8 * case.frame_len / total,
+        "memcpy Gbit/s": 8 * case.frame_len / memcpy,
+        "ratio": statistics.median(ratios),
+        "ns a frame": total,
+        "driver sends": send,
+        "switch": total - send - recv,
+        "driver receives": recv,
+        "memcpy": memcpy,
+        "lost": n_lost,
+    }
+
+
+def main(seconds: float | None = None) -> list[Row]:
+    try:
+        library()
+    except Missing as missing:
+        print(f"switching: skipped: {missing}")
+        return []
+    n_pairs = max(1, round((seconds or SECONDS) / len(CASES) / (2 * WINDOW_S)))
+    rows = []
+    with progress("switching", seconds or SECONDS) as advance:
+        for case in CASES:
+            pair = Pair(case)
+            pair.switch(WINDOW_S)
+            pair.memcpy(WINDOW_S)
+            windows = []
+            for _ in range(n_pairs):
+                windows.append((pair.switch(WINDOW_S), pair.memcpy(WINDOW_S)))
+                advance()
+            rows.append(row(case, windows, pair.n_lost()))
+            pair.close()
+    show(
+        "Software guest to vale to software guest, on one core",
+        rows,
+        f"Medians of {n_pairs} windows of {WINDOW_S:g} s, each with one of memcpy beside it; from "
+        f"'ns a frame' on: nanoseconds.",
+    )
+    return rows
