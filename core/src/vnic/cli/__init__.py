@@ -1,4 +1,4 @@
-"""The ``vnic`` command: list what is installed, serve one NIC, run a file of them."""
+"""The ``vnic`` command: list what is installed, serve one NIC, run a file of them, demo."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import vnic
+from vnic.cli.demo import demo
 from vnic.cli.list import list_plugins
 from vnic.cli.run import run
 from vnic.cli.serve import serve
@@ -62,5 +63,5 @@ def main() -> None:
     """Virtual NICs: any frontend on any backend, served to any VMM."""
 
 
-for _command in (list_plugins, serve, run):
+for _command in (list_plugins, serve, run, demo):
     main.add_command(_verbose(_command))
