@@ -615,7 +615,7 @@ def test_a_vmm_that_was_started_again_is_not_refused_for_its_predecessors_sake(b
     first.send(Request.GET_FEATURES)
     first.close()
     second = bench.connect()  # before the loop has seen the end of the first
-    bench.servers[0]._accept(0)
+    bench.servers[0].vmm_socket._accept(0)
     second.negotiate()
     assert bench.nic.resets == ["session"]
 
@@ -728,34 +728,34 @@ def test_a_client_tries_for_ever_and_less_and_less_often(bench, caplog) -> None:
     server = bench.serve(mode="client", reconnect="0.001")
     delays = []
     for _ in range(8):
-        delays.append(server._delay_s)
-        bench.until(lambda: server._delay_s != delays[-1])
+        delays.append(server.vmm_socket.delay_s)
+        bench.until(lambda: server.vmm_socket.delay_s != delays[-1])
     assert delays == [0.002 * 2**n for n in range(8)]
     assert lines(caplog) == [
         f"nic0: no VMM at {bench.path}: No such file or directory; trying again until there is"
     ]
-    server._delay_s = 29.0
-    server._connect()
-    assert server._delay_s == 30.0
+    server.vmm_socket.delay_s = 29.0
+    server.vmm_socket._connect()
+    assert server.vmm_socket.delay_s == 30.0
 
 
 def test_a_client_waits_shortly_again_once_it_was_served(bench, listener) -> None:
     server = bench.serve(mode="client", reconnect="0.001")
-    server._delay_s = 8.0
+    server.vmm_socket.delay_s = 8.0
     vmm = accepted(bench, listener)
     vmm.negotiate()
     vmm.share_memory(1 << 20)
     vmm.start_queue(0)
     vmm.close()
     bench.until(lambda: bench.nic.resets)
-    assert server._delay_s == 0.002
+    assert server.vmm_socket.delay_s == 0.002
 
 
 def test_a_client_waits_longer_for_a_vmm_that_breaks_off(bench, listener) -> None:
     server = bench.serve(mode="client", reconnect="0.5")
     accepted(bench, listener).close()
     bench.until(lambda: bench.nic.resets)
-    assert server._delay_s == 1.0
+    assert server.vmm_socket.delay_s == 1.0
 
 
 def test_a_client_that_is_closed_tries_no_more(bench, listener) -> None:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 from vnic.errors import PeerError, VnicError
 from vnic.features import Features, names
 from vnic.hookspecs import ResetKind
+from vnic.notifiers import Call, Kick
 
 from vnic_vhost_user import events
 from vnic_vhost_user.connection import NEEDS_RESET, OFFERED, Connection
 from vnic_vhost_user.messages import MAX_FDS, ProtocolFeatures
-from vnic_vhost_user.notifiers import Call, Kick
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Kicks from the driver and calls to it: descriptors that the VMM has passed.
+"""Kicks from the driver and calls to it: descriptors that a VMM has passed to a server.
 
 Each object owns its descriptor and closes it once.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vnic.loop import Loop, Timer
 
-log: Final = logging.getLogger("vnic.vhost_user")
+log: Final = logging.getLogger("vnic.notifiers")
 
 POLL_S: Final = 0.001
 """How often a queue without a kick descriptor is looked at.  No VMM that we know leaves it out;
