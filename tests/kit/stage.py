@@ -24,8 +24,8 @@ class Stage:
     guards: Guards
     nic: Nic
     wire: Wire
-    neighbour: HostileGuest
-    neighbour_wire: Wire
+    neighbour: HostileGuest | None = None
+    neighbour_wire: Wire | None = None
 
     def guest(self, features: Features = Features.VERSION_1, size: int = 8) -> HostileGuest:
         """Start a guest on the NIC, and let the device come to rest."""
@@ -69,6 +69,8 @@ class Stage:
     def check_neighbour(self) -> None:
         """The neighbour's NIC carries a frame each way."""
         guest, wire = self.neighbour, self.neighbour_wire
+        assert guest is not None
+        assert wire is not None
         wire.sent.clear()
         guest.rx.used()
         guest.tx.used()

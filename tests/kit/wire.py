@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import select
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -124,6 +125,17 @@ def running() -> Iterator[Loop]:
         yield loop
     finally:
         loop.close()
+
+
+@contextmanager
+def sockets() -> Iterator[tuple[socket.socket, int]]:
+    """A socket to write frames to, and the descriptor that they come from."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with left, right:
+        left.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        left.setblocking(False)
+        right.setblocking(False)
+        yield left, right.fileno()
 
 
 # ---- guest memory between guards -----------------------------------------------------------------

@@ -40,7 +40,7 @@ cdef enum:
     LOOK = 18           # what a filter sees of a frame: Ethernet header and one VLAN tag
     COVER_MIN = 2048    # what a readv covers with guest buffers until longer frames were seen
     RELEASE_GIL = 32    # frames; below, releasing the GIL costs more than it gives
-    PASSED_HEADER = 1
+    LEN_MAX = 1 << 30   # a buffer's length as we count it, which the guest may make of terabytes
 
 cdef enum Outcome:
     PLACED
@@ -62,6 +62,7 @@ cdef class Room:
     cdef vnic_burst buffers     # reserved, not committed: frames[next..n]
     cdef uint32_t next
     cdef uint32_t used          # of those, filled and not yet committed
+    cdef uint32_t mark          # of those, filled with the frames before the one at hand
     cdef uint8_t *spill         # a frame read from a descriptor, whole or the end of one
     cdef uint32_t spill_len     # the frame that waits there; 0: none
     cdef uint8_t spill_hdr[12]
@@ -280,7 +281,7 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
 
     have = top_up(r, 1)
     if have == 0:
-        return FULL
+        return out_of_buffers(r, 0)
     at = r.next + r.used
     first = &b.frames[at]
     memcpy(out, hdr, HEADER_LEN)
@@ -313,10 +314,7 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
             have = top_up(r, have + 1 + <uint32_t>((need - fits) * k // (fits + 1)))
             at = r.next + r.used  # the arrays may have moved
             if k == have:
-                if have + r.used >= r.ring.n_max or have + r.used >= BUFFERS:
-                    r.n_too_long += 1  # the whole ring is here, and it isn't enough
-                    return DROPPED
-                return FULL
+                return out_of_buffers(r, have)
 
     src.iov = iov
     src.left = n_iov
@@ -341,6 +339,18 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
     return PLACED
 
 
+cdef Outcome out_of_buffers(Room r, uint32_t have) noexcept nogil:
+    """The frame at hand needs more than the ``have`` buffers that are left: now, or for ever?
+
+    For ever, if it has the whole ring.  Not if some of that holds the frames before it: those leave
+    (`commit`), and it is tried again.
+    """
+    if r.mark == 0 and (have + r.used >= r.ring.n_max or have + r.used >= BUFFERS):
+        r.n_too_long += 1
+        return DROPPED
+    return FULL
+
+
 cdef Outcome offload(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
                      uint32_t length) noexcept nogil:
     """Put a frame whose offload the guest lacks: summed, or cut into segments, all or none."""
@@ -350,7 +360,7 @@ cdef Outcome offload(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_io
     cdef uint8_t plain[12]
     cdef iovec cut[VNIC_IOV_MAX]
     cdef vnic_cursor at
-    cdef uint32_t i, n, offset = 0, left, mark = r.used, k
+    cdef uint32_t i, n, offset = 0, left, k
     cdef uint16_t checksum
     cdef size_t run
     cdef Outcome outcome
@@ -386,24 +396,24 @@ cdef Outcome offload(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_io
         outcome = fill(r, plain, cut, k, o.headers_len + n)
         if outcome != PLACED:
             # All or none.  If it is the whole ring that is too small, fill has counted the drop.
-            unfill(r, mark)
+            unfill(r)
             return outcome
     r.n_segmented += 1
     return PLACED
 
 
-cdef void unfill(Room r, uint32_t mark) noexcept nogil:
-    """Take back what was filled beyond ``mark``: those buffers are as empty as before."""
+cdef void unfill(Room r) noexcept nogil:
+    """Take back what was filled with the frame at hand: those buffers are as empty as before."""
     cdef uint32_t i, j
     cdef vnic_frame *buffer
     cdef size_t fits
-    for i in range(r.next + mark, r.next + r.used):
+    for i in range(r.next + r.mark, r.next + r.used):
         buffer = &r.buffers.frames[i]
         fits = 0
         for j in range(buffer.count):
             fits += r.buffers.iov[buffer.first + j].iov_len
-        buffer.len = <uint32_t>fits
-    r.used = mark
+        buffer.len = <uint32_t>fits if fits < LEN_MAX else LEN_MAX
+    r.used = r.mark
 
 
 cdef uint32_t slice_segments(iovec *out, uint32_t n_max, const iovec *iov, uint32_t n_iov,
@@ -457,6 +467,7 @@ cdef Outcome place(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_iov,
     if r.ring.accept != NULL and not accepted(r, iov, n_iov, 0, length):
         r.n_filtered += 1
         return DROPPED
+    r.mark = r.used
     if vnic_hdr_is_plain(hdr):
         outcome = fill(r, hdr, iov, n_iov, length)
     elif vnic_hdr_check(hdr, length) != 0:
@@ -482,6 +493,7 @@ cdef bint deliver_spill(Room r) noexcept nogil:
     cdef iovec iov
     if r.spill_len == 0:
         return True
+    commit(r)  # it may need the whole ring
     iov.iov_base = r.spill
     iov.iov_len = r.spill_len
     if place(r, r.spill_hdr, &iov, 1, r.spill_len) == FULL:
@@ -506,8 +518,10 @@ cdef uint32_t put_frames(Room r, vnic_burst *b, uint32_t start) noexcept nogil:
             frame = &b.frames[i]
             memcpy(hdr, frame.hdr, HEADER_LEN)
             if place(r, hdr, b.iov + frame.first, frame.count, frame.len) == FULL:
+                if r.used != 0:
+                    commit(r)  # what the frames before it took may be all that was in its way
+                    continue
                 r.full = True
-                commit(r)
                 return i - start
             i += 1
             batch -= 1
@@ -540,6 +554,9 @@ cdef uint32_t read_frames(Room r, int fd, uint32_t limit, bint header, int *erro
         return 0
     while done < limit:
         if top_up(r, 1) == 0:
+            if r.used != 0:
+                commit(r)
+                continue
             r.full = True
             break
         e = read_frame(r, fd, header)
@@ -621,11 +638,11 @@ cdef int read_frame(Room r, int fd, bint header) noexcept nogil:
     r.cover = length if length > COVER_MIN else (r.cover // 2 if r.cover > 2 * COVER_MIN
                                                  else COVER_MIN)
 
+    if length > VNIC_FRAME_MAX:
+        r.n_too_long += 1
+        return 0
     if length > fits or not (vnic_hdr_is_plain(hdr) or vnic_hdr_needs(hdr) & ~r.ring.offloads == 0):
         # It can't stay: make it whole in the spill, and place it like any other frame.
-        if length > VNIC_FRAME_MAX:
-            r.n_too_long += 1
-            return 0
         if length > fits:
             memmove(r.spill + fits, r.spill, length - fits)
             left = <uint32_t>fits
