@@ -8,10 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 from kit.segmentation import Packet
-from kit.stage import Stage
-from kit.wire import PLAIN, Guards, open_wire, running, sockets
+from kit.stage import Stage, staged
+from kit.wire import PLAIN, sockets
 from vnic.features import Features
-from vnic.testing import SoftwareHost
 from vnic_virtio_net.testing.hostile import INDIRECT, NEXT, RX, WRITE
 
 MODERN = Features.VERSION_1 | Features.INDIRECT_DESC
@@ -26,13 +25,8 @@ def data(n: int, seed: int = 0) -> bytes:
 
 @pytest.fixture
 def stage() -> Iterator[Stage]:
-    with running() as loop:
-        host = SoftwareHost(loop, 1 << 22)
-        guards = Guards.around(host)
-        nic, wire = open_wire(host)
-        yield Stage(loop, host, guards, nic, wire)
-        nic.close()
-        guards.check()
+    with staged() as stage:
+        yield stage
 
 
 def test_a_frame_that_the_empty_ring_could_take_waits_behind_others(stage: Stage) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import attrs
 from vnic.features import Features
@@ -12,7 +14,7 @@ from vnic.testing import SoftwareHost
 from vnic_virtio_net.testing import HostileGuest
 from vnic_virtio_net.testing.hostile import RX, TX, WRITE
 
-from kit.wire import PLAIN, Guards, Wire, settle
+from kit.wire import PLAIN, Guards, Wire, open_wire, running, settle
 
 
 @attrs.define
@@ -85,3 +87,16 @@ class Stage:
         assert guest.rx.used() == [(0, 76)]
         assert guest.tx.used() == [(0, 0)]
         assert wire.sent == [(bytes(60), PLAIN)]
+
+
+@contextmanager
+def staged() -> Iterator[Stage]:
+    """Give a stage without a neighbour, for one example of many."""
+    with running() as loop:
+        host = SoftwareHost(loop, 1 << 22)
+        guards = Guards.around(host)
+        nic, wire = open_wire(host)
+        yield Stage(loop, host, guards, nic, wire)
+        settle(loop)
+        nic.close()
+        guards.check()
