@@ -1,10 +1,11 @@
-"""What the tests of hostile guests share."""
+"""What the tests of hostile guests and of registers share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
+from kit.bench import Bench
 from kit.stage import Stage
 from kit.wire import Guards, open_wire, running, settle
 from vnic.testing import SoftwareHost
@@ -26,3 +27,13 @@ def stage() -> Iterator[Stage]:
         nic.close()
         other.close()
         guards.check()
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with running() as loop:
+        bench = Bench.on(loop)
+        yield bench
+        bench.settle()
+        bench.nic.close()
+        bench.guards.check()

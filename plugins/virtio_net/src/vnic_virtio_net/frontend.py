@@ -5,6 +5,8 @@ completes what was taken.  One frame to the guest: the link is readable, `receiv
 over the posted buffers, the backend fills it, and the ring shows the driver what was filled.
 While there is work nobody kicks: the loop polls (`_poll`), and arms the rings before it sleeps.
 
+It has one interface, the vhost face; registers in front of that are the pci face (`pci.VirtioPci`).
+
 Spec: Virtio 1.3, "Network Device".
 """
 
@@ -24,8 +26,10 @@ from vnic.features import HOST_OFFLOADS, NONE, OFFLOADS, coherent, names
 from vnic.hookspecs import Host, QueueAddresses, ResetKind
 from vnic.link import Link
 from vnic.loop import Poller
+from vnic.pci import Function
 
 from vnic_virtio_net.options import VirtioNetOptions
+from vnic_virtio_net.pci import VirtioPci
 from vnic_virtio_net.ring_kernel import RxRing, TxRing
 
 log = logging.getLogger("vnic.virtio_net")
@@ -56,12 +60,15 @@ _ASKS: Final = (
 
 VIRTIO_NET_S_LINK_UP: Final = 1
 
+_CONFIG: Final = struct.Struct("<6sHHH")
+"""MAC, status, most queue pairs, MTU.  Spec: "Device configuration layout"."""
+
 
 class Plugin:
-    """The frontend behind ``virtio-net``.  Its face is `vhost`."""
+    """The frontend behind ``virtio-net``.  Its faces are `vhost` and `pci`."""
 
     Options = VirtioNetOptions
-    n_queues: Final = 2
+    n_queues: int = 2
 
     _options: VirtioNetOptions
     _link: Link
@@ -79,6 +86,7 @@ class Plugin:
         self._starved = False  # the guest has posted no room that would do
         self._receiving = False
         self._poller: Poller | None = None
+        self._registers: VirtioPci | None = None
         self._failed = False
         self._counts: Counter[str] = Counter()  # of rings and rooms that are gone
 
@@ -86,6 +94,11 @@ class Plugin:
     def vhost(self) -> Plugin:
         """The face that vhost servers drive: this class has its methods."""
         return self
+
+    @property
+    def pci(self) -> Function | None:
+        """The face of those who pass on register accesses; there from `init` on."""
+        return self._registers.function if self._registers is not None else None
 
     # ---- hooks
 
@@ -96,6 +109,7 @@ class Plugin:
         self._link = link
         self._host = host
         self.mac = options.mac or default_mac(link.name)
+        self._registers = VirtioPci(self, host, _CONFIG.size)
 
     @hookimpl
     def cleanup(self) -> None:
@@ -110,6 +124,8 @@ class Plugin:
             self._enabled[index] = False
         self._features = NONE
         self._failed = False
+        if self._registers is not None:
+            self._registers.reset()
 
     @hookimpl
     def transmit(self) -> None:
@@ -141,8 +157,10 @@ class Plugin:
 
     @hookimpl
     def link_changed(self, up: bool) -> None:
-        """Note it: over vhost the carrier is the VMM's to show."""
+        """Show it in the status; a VMM that speaks vhost has a carrier of its own to show."""
         log.info("%s: carrier %s", self._link.name, "up" if up else "down")
+        if self._registers is not None and Features.STATUS in self._features:
+            self._registers.config_changed()
 
     # ---- the datapath
 
@@ -198,6 +216,8 @@ class Plugin:
             for index in range(self.n_queues):
                 self.stop_queue(index)
             self._host.failed(reason)
+            if self._registers is not None:
+                self._registers.device_failed()
 
     # ---- the vhost face
 
@@ -300,7 +320,7 @@ class Plugin:
     def read_config(self, offset: int, n: int) -> bytes:
         """Read ``struct virtio_net_config``."""
         status = VIRTIO_NET_S_LINK_UP if self._link.is_up else 0
-        config = struct.pack("<6sHHH", self.mac, status, 1, self._options.mtu or 1500)
+        config = _CONFIG.pack(self.mac, status, 1, self._options.mtu or 1500)
         return config[offset : offset + n].ljust(n, b"\0")
 
     def write_config(self, offset: int, data: bytes) -> None:

@@ -9,7 +9,7 @@ Spec: Virtio 1.3, "Split Virtqueues"; "Network Device".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 from vnic.features import Features, coherent
@@ -17,6 +17,8 @@ from vnic.hookspecs import QueueAddresses
 from vnic.testing import DriverError, SoftwareHost
 
 from vnic_virtio_net.testing.driver_kernel import Queue, RxQueue, TxQueue
+from vnic_virtio_net.testing.pci import PciTransport
+from vnic_virtio_net.testing.transport import Handlers, Transport, VhostTransport
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -71,10 +73,12 @@ class Shape:
 
 
 class Driver:
-    """A `vnic.testing.Driver` for virtio-net's vhost face.
+    """A `vnic.testing.Driver` for virtio-net, by either of its faces.
 
     Queues that can't interrupt (``polling``) say so to the device, for good.
     """
+
+    transport: Transport
 
     def __init__(
         self,
@@ -85,26 +89,34 @@ class Driver:
         rx: Shape = Shape(),
         tx: Shape = Shape(),
         polling: bool = False,
+        face: Literal["vhost", "pci"] = "vhost",
+        messages: bool = True,
     ) -> None:
         """Negotiate ``features`` as far as they are offered, and start.
 
-        Raises: DriverError, for a NIC without a vhost face.
+        By the pci face it is interrupted by ``messages``, or by the pin.
+
+        Raises: DriverError, for a NIC without that face.
         """
-        if nic.vhost is None:
-            raise DriverError(f"{nic.name}: has no vhost face for a virtio-net driver")
-        self._face = nic.vhost
+        if face == "pci":
+            self.transport = PciTransport(nic, host, messages=messages)
+        else:
+            self.transport = VhostTransport(nic)
         self._polling = polling
         self._started = False
-        self.offered = self._face.get_features()
+        self._kick_device = self.transport.kick
+        self.offered = self.transport.offered
         self.features = coherent(features & self.offered)
-        self._face.set_features(self.features)
+        self.transport.negotiate(self.features)
         self.mac = b"\x02\0\0\0\0\0"
         if Features.MAC in self.features:
-            self.mac = self._face.read_config(0, 6)
+            self.mac = self.transport.read_config(0, 6)
         self.mtu = 1500
         if Features.MTU in self.features:
-            self.mtu = int.from_bytes(self._face.read_config(_MTU_OFFSET, 2), "little")
+            self.mtu = int.from_bytes(self.transport.read_config(_MTU_OFFSET, 2), "little")
         self.interrupts = 0
+        self.config_changes = 0
+        """How many of those told of the configuration: of the carrier."""
         self.on_interrupt: Callable[[], None] | None = None
         self.rx = RxQueue(_NAMES[RX], host, *self._layout(rx, RX, host.size))
         self.tx = TxQueue(_NAMES[TX], host, *self._layout(tx, TX, host.size))
@@ -133,33 +145,42 @@ class Driver:
     # ---- life
 
     def resume(self) -> None:
-        """Start the queues, where `pause` left them."""
+        """Start the queues, where `pause` left them.
+
+        Raises: DriverError, after `stop` by the pci face.
+        """
         if self._started:
             return
-        for index, queue, called in (
-            (RX, self.rx, self._rx_interrupt),
-            (TX, self.tx, self._tx_interrupt),
-        ):
-            where = QueueAddresses(
+        queues = [
+            QueueAddresses(
                 size=queue.size,
                 desc_gpa=queue.desc_gpa,
                 avail_gpa=queue.avail_gpa,
                 used_gpa=queue.used_gpa,
                 base=queue.used_idx_now,
             )
-            self._face.start_queue(index, where, called)
+            for queue in self._queues
+        ]
+        handlers = Handlers(
+            queues=(self._rx_interrupt, self._tx_interrupt),
+            shared=self._shared_interrupt,
+            config=self._config_interrupt,
+        )
+        self.transport.start(queues, handlers)
         self._started = True
-        for index in (RX, TX):
-            self._face.enable_queue(index, True)
+        for index, queue in enumerate(self._queues):
             # What was posted while it was stopped, it can't know of.
-            self._queues[index].kick_due()
-            self._face.kick(index)
+            queue.kick_due()
+            self._kick_device(index)
 
     def pause(self) -> None:
         """Stop the queues as a migration does: what is posted stays, for `resume`.
 
-        Raises: DriverError, when the device took chains that it didn't give back.
+        Raises: DriverError, when the device took chains that it didn't give back, and by the pci
+        face, which can't.
         """
+        if not isinstance(self.transport, VhostTransport):
+            raise DriverError("only by the vhost face can a device be paused")
         bases = self._stop_queues()
         for queue, base in zip(self._queues, bases, strict=False):
             if base != queue.used_idx_now:
@@ -176,7 +197,7 @@ class Driver:
         if not self._started:
             return []
         self._started = False
-        return [self._face.stop_queue(index) for index in (RX, TX)]
+        return self.transport.stop()
 
     @property
     def _queues(self) -> tuple[Queue, Queue]:
@@ -187,7 +208,7 @@ class Driver:
         """What the device says of its carrier; True where it can't say."""
         if Features.STATUS not in self.features:
             return True
-        return bool(self._face.read_config(_STATUS_OFFSET, 2)[0] & _STATUS_LINK_UP)
+        return bool(self.transport.read_config(_STATUS_OFFSET, 2)[0] & _STATUS_LINK_UP)
 
     # ---- frames
 
@@ -258,7 +279,7 @@ class Driver:
 
     def _kick(self, index: int, queue: Queue) -> None:
         if queue.kick_due() and self._started:
-            self._face.kick(index)
+            self._kick_device(index)
 
     # ---- interrupts
 
@@ -267,6 +288,8 @@ class Driver:
 
         Only a device at rest can be judged: call it when the loop has nothing left to do.
         """
+        if self.transport.broken:
+            raise DriverError("the device needs a reset")
         for queue in self._queues:
             if queue.armed and queue.pending:
                 raise DriverError(
@@ -281,6 +304,15 @@ class Driver:
 
     def _tx_interrupt(self) -> None:
         self.tx.disarm()
+        self._interrupt()
+
+    def _shared_interrupt(self) -> None:
+        for queue in self._queues:
+            queue.disarm()
+        self._interrupt()
+
+    def _config_interrupt(self) -> None:
+        self.config_changes += 1
         self._interrupt()
 
     def _interrupt(self) -> None:
