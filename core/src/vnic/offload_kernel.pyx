@@ -15,7 +15,8 @@ from libc.string cimport memcpy
 
 from vnic_abi cimport (
     VNIC_GSO_ECN, VNIC_GSO_TCPV4, VNIC_GSO_TCPV6, VNIC_GSO_UDP_L4, iovec, vnic_cursor,
-    vnic_cursor_advance, vnic_gather, vnic_hdr, vnic_hdr_check,
+    vnic_cursor_advance, vnic_fold, vnic_gather, vnic_hdr, vnic_hdr_check, vnic_sum,
+    vnic_sum_segments,
 )
 
 cdef enum:
@@ -43,61 +44,7 @@ cdef inline void put_be32(uint8_t *p, uint32_t v) noexcept nogil:
     put_be16(p + 2, v & 0xFFFF)
 
 
-# ---- the Internet checksum (RFC 1071) ----------------------------------------------------------
-#
-# Sums are kept over words in memory order, and so is what fold returns: store it as it is.
-
-cdef uint64_t sum_bytes(const uint8_t *p, size_t n, uint64_t total) noexcept nogil:
-    cdef uint64_t word
-    cdef uint32_t half
-    cdef uint16_t pair
-    while n >= 8:
-        memcpy(&word, p, 8)
-        total += <uint32_t>word
-        total += word >> 32
-        p += 8
-        n -= 8
-    if n >= 4:
-        memcpy(&half, p, 4)
-        total += half
-        p += 4
-        n -= 4
-    if n >= 2:
-        memcpy(&pair, p, 2)
-        total += pair
-        p += 2
-        n -= 2
-    if n:
-        total += p[0]  # the missing byte is zero and stands behind: little-endian
-    return total
-
-
-cdef inline uint16_t fold(uint64_t total) noexcept nogil:
-    total = <uint64_t><uint32_t>total + (total >> 32)
-    total = <uint64_t><uint32_t>total + (total >> 32)
-    total = (total & 0xFFFF) + (total >> 16)
-    total = (total & 0xFFFF) + (total >> 16)
-    return <uint16_t>((total & 0xFFFF) + (total >> 16))
-
-
-cdef uint64_t sum_segments(vnic_cursor at, size_t n, uint64_t total) noexcept nogil:
-    """Add n bytes from the cursor on; a segment that ends on an odd byte swaps what follows."""
-    cdef size_t run
-    cdef bint odd = False
-    cdef uint64_t part
-    while n != 0 and at.left != 0:
-        run = at.iov.iov_len - at.off
-        if run > n:
-            run = n
-        part = fold(sum_bytes(<const uint8_t *>at.iov.iov_base + at.off, run, 0))
-        if odd:
-            part = (part & 0xFF) << 8 | part >> 8
-        total += part
-        odd ^= run & 1
-        n -= run
-        vnic_cursor_advance(&at, run)
-    return total
-
+# ---- checksums ----------------------------------------------------------------------------------
 
 cdef int offload_checksum(const iovec *iov, uint32_t n_iov, uint32_t length, uint32_t start,
                           uint16_t *checksum) noexcept nogil:
@@ -107,7 +54,7 @@ cdef int offload_checksum(const iovec *iov, uint32_t n_iov, uint32_t length, uin
     at.left = n_iov
     at.off = 0
     vnic_cursor_advance(&at, start)
-    checksum[0] = <uint16_t>~fold(sum_segments(at, length - start, 0))
+    checksum[0] = <uint16_t>~vnic_fold(vnic_sum_segments(at, length - start, 0))
     if checksum[0] == 0:
         checksum[0] = 0xFFFF  # 0 means "none" in UDP; in ones' complement it is the same number
     return 0
@@ -193,14 +140,14 @@ cdef uint32_t offload_segment(Offload *o, uint32_t i, const iovec *iov, uint32_t
 
     if o.ipv6:
         put_be16(headers + o.l3 + 4, o.headers_len - o.l3 - 40 + n)
-        total = sum_bytes(headers + o.l3 + 8, 32, 0)
+        total = vnic_sum(headers + o.l3 + 8, 32, 0)
     else:
         put_be16(headers + o.l3 + 2, o.headers_len - o.l3 + n)
         put_be16(headers + o.l3 + 4, be16(headers + o.l3 + 4) + i)
         headers[o.l3 + 10] = headers[o.l3 + 11] = 0
-        checksum = <uint16_t>~fold(sum_bytes(headers + o.l3, o.l4 - o.l3, 0))
+        checksum = <uint16_t>~vnic_fold(vnic_sum(headers + o.l3, o.l4 - o.l3, 0))
         memcpy(headers + o.l3 + 10, &checksum, 2)
-        total = sum_bytes(headers + o.l3 + 12, 8, 0)
+        total = vnic_sum(headers + o.l3 + 12, 8, 0)
 
     if o.gso_type == VNIC_GSO_UDP_L4:
         put_be16(headers + o.l4 + 4, l4_len)
@@ -216,12 +163,12 @@ cdef uint32_t offload_segment(Offload *o, uint32_t i, const iovec *iov, uint32_t
     total += (l4_len >> 8 & 0xFF) | (l4_len & 0xFF) << 8 | (l4_len >> 24) | (l4_len >> 8 & 0xFF00)
     headers[o.csum_at] = headers[o.csum_at + 1] = 0
     # A TCP or UDP header is a multiple of 4 bytes, so the payload's sum follows on an even byte.
-    total = sum_bytes(headers + o.l4, o.headers_len - o.l4, total)
+    total = vnic_sum(headers + o.l4, o.headers_len - o.l4, total)
     at.iov = iov
     at.left = n_iov
     at.off = 0
     vnic_cursor_advance(&at, offset[0])
-    checksum = <uint16_t>~fold(sum_segments(at, n, total))
+    checksum = <uint16_t>~vnic_fold(vnic_sum_segments(at, n, total))
     if checksum == 0 and o.gso_type == VNIC_GSO_UDP_L4:
         checksum = 0xFFFF
     memcpy(headers + o.csum_at, &checksum, 2)

@@ -24,9 +24,10 @@ from vnic.offload_kernel cimport (
 )
 from vnic_abi cimport (
     VNIC_BURST_CAPSULE, VNIC_BURST_MAX, VNIC_ETH_HLEN, VNIC_FRAME_MAX, VNIC_GUEST_CSUM,
-    VNIC_IOV_MAX, VNIC_LAST, VNIC_RX_RING_CAPSULE, iovec, vnic_burst, vnic_copy, vnic_copy_segments, vnic_cursor,
-    vnic_cursor_advance, vnic_frame, vnic_gather, vnic_hdr, vnic_hdr_check, vnic_hdr_is_plain,
-    vnic_hdr_needs, vnic_rx_ring, vnic_scatter,
+    VNIC_HDR_F_DATA_VALID, VNIC_HDR_F_NEEDS_CSUM, VNIC_IOV_MAX, VNIC_LAST, VNIC_LOOK, VNIC_NOTE,
+    VNIC_RX_RING_CAPSULE, VNIC_STRIP_TAG, VNIC_TAIL_MAX, iovec, vnic_burst, vnic_copy,
+    vnic_copy_segments, vnic_cursor, vnic_cursor_advance, vnic_frame, vnic_gather, vnic_hdr,
+    vnic_hdr_check, vnic_hdr_is_plain, vnic_hdr_needs, vnic_rx_ring, vnic_scatter,
 )
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -37,10 +38,13 @@ cdef enum:
     SEGMENTS = 8192
     BATCH = 32          # buffers whose lines are fetched ahead of the copying
     HEADER_LEN = 12
-    LOOK = 18           # what a filter sees of a frame: Ethernet header and one VLAN tag
+    ADDRESSES_LEN = 12  # of an Ethernet header
+    TAG_LEN = 4         # of a VLAN tag, which follows them
     COVER_MIN = 2048    # what a readv covers with guest buffers until longer frames were seen
     RELEASE_GIL = 32    # frames; below, releasing the GIL costs more than it gives
     LEN_MAX = 1 << 30   # a buffer's length as we count it, which the guest may make of terabytes
+
+cdef uint8_t[VNIC_TAIL_MAX] ZEROES  # never written to
 
 cdef enum Outcome:
     PLACED
@@ -63,6 +67,7 @@ cdef class Room:
     cdef uint32_t next
     cdef uint32_t used          # of those, filled and not yet committed
     cdef uint32_t mark          # of those, filled with the frames before the one at hand
+    cdef uint32_t note          # what the ring's filter noted of the frame at hand
     cdef uint8_t *spill         # a frame read from a descriptor, whole or the end of one
     cdef uint32_t spill_len     # the frame that waits there; 0: none
     cdef uint8_t spill_hdr[12]
@@ -268,13 +273,29 @@ cdef inline void commit(Room r) noexcept nogil:
 
 # ---- placing one frame -------------------------------------------------------------------------
 
+cdef inline uint32_t tail_of(const vnic_rx_ring *ring, uint32_t length) noexcept nogil:
+    """How many zeroes go behind a frame."""
+    if length < ring.frame_min:
+        return ring.frame_min - length + ring.trailer_len
+    return ring.trailer_len
+
+
+cdef inline void understate(const vnic_rx_ring *ring, uint8_t *hdr) noexcept nogil:
+    """Say no more in a header than the guest may hear: without GUEST_CSUM, not even "valid"."""
+    cdef uint8_t flags = hdr[0]
+    if not ring.offloads & VNIC_GUEST_CSUM:
+        memset(hdr, 0, HEADER_LEN)
+        if ring.header_len == 0:
+            hdr[0] = flags & <uint8_t>VNIC_HDR_F_DATA_VALID
+
+
 cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
                   uint32_t length) noexcept nogil:
     """Put one frame, as it is, into the next buffer or buffers."""
     cdef vnic_burst *b = &r.buffers
-    cdef uint32_t header_len = r.ring.header_len
-    cdef uint64_t need = <uint64_t>header_len + length, fits = 0
-    cdef uint32_t have, k = 0, at = r.next + r.used, i, wrote
+    cdef uint32_t header_len = r.ring.header_len, tail = tail_of(r.ring, length), left = length
+    cdef uint64_t need = <uint64_t>header_len + length + tail, fits = 0
+    cdef uint32_t have, k = 0, at = r.next + r.used, i, wrote, run
     cdef vnic_frame *first
     cdef vnic_cursor src, dst
     cdef uint8_t out[12]
@@ -296,8 +317,10 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
         else:
             memcpy(dst.iov.iov_base, out, header_len)
         vnic_copy(<char *>dst.iov.iov_base + header_len, iov.iov_base, length)
+        if tail != 0:
+            memset(<char *>dst.iov.iov_base + header_len + length, 0, tail)
         first.len = <uint32_t>need
-        first.flags = VNIC_LAST
+        first.flags = VNIC_LAST | r.note
         memcpy(first.hdr, out, HEADER_LEN)
         r.used += 1
         return PLACED
@@ -330,11 +353,17 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
         if i == 0:
             wrote = <uint32_t>vnic_scatter(&dst, out, header_len)
             memcpy(first.hdr, out, HEADER_LEN)
-        wrote += <uint32_t>vnic_copy_segments(&dst, &src, need - wrote if need < first.len
-                                              else first.len - wrote)
+        run = (<uint32_t>need if need < first.len else first.len) - wrote
+        if run <= left:
+            left -= run
+            wrote += <uint32_t>vnic_copy_segments(&dst, &src, run)
+        else:
+            wrote += <uint32_t>vnic_copy_segments(&dst, &src, left)
+            wrote += <uint32_t>vnic_scatter(&dst, ZEROES, run - left)
+            left = 0
         need -= wrote
         first.len = wrote
-        first.flags = VNIC_LAST if i == k - 1 else 0
+        first.flags = (VNIC_LAST if i == k - 1 else 0) | r.note
     r.used += k
     return PLACED
 
@@ -365,6 +394,8 @@ cdef Outcome offload(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_io
     cdef size_t run
     cdef Outcome outcome
     memset(plain, 0, HEADER_LEN)
+    if r.ring.header_len == 0:
+        plain[0] = VNIC_HDR_F_DATA_VALID  # for we have made it so
     memcpy(&fields, hdr, HEADER_LEN)
     if fields.gso_type == 0:
         # The two bytes are a segment of their own, between what is before and behind them.
@@ -438,46 +469,94 @@ cdef uint32_t slice_segments(iovec *out, uint32_t n_max, const iovec *iov, uint3
     return k
 
 
-cdef bint accepted(Room r, const iovec *iov, uint32_t n_iov, uint32_t skip,
-                   uint32_t length) noexcept nogil:
-    """Ask the ring's filter about a frame that begins ``skip`` bytes into the segments."""
-    cdef uint8_t start[LOOK]
+cdef uint32_t longest_piece(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
+                            uint32_t length) noexcept nogil:
+    """The length of what is delivered of a frame at once."""
+    cdef Offload o
+    if vnic_hdr_needs(hdr) & ~r.ring.offloads & ~<uint64_t>VNIC_GUEST_CSUM == 0 \
+            or offload_plan(&o, iov, n_iov, length, hdr) != 0:
+        return length
+    return o.headers_len + (o.mss if o.mss < o.payload_len else o.payload_len)
+
+
+cdef uint32_t judge(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
+                    uint32_t length) noexcept nogil:
+    """Ask the ring's filter about a frame; 0, VNIC_ACCEPT or VNIC_STRIP_TAG as well."""
+    cdef uint8_t start[VNIC_LOOK]
     cdef vnic_cursor at
-    cdef uint32_t n = length if length < LOOK else LOOK
-    if r.ring.accept == NULL:
-        return True
+    cdef uint32_t n = length if length < VNIC_LOOK else VNIC_LOOK, verdict
     at.iov = iov
     at.left = n_iov
     at.off = 0
-    vnic_cursor_advance(&at, skip)
     n = <uint32_t>vnic_gather(&at, start, n)
-    return r.ring.accept(r.ring.ring, start, n, length) != 0
+    if not vnic_hdr_is_plain(hdr):
+        length = longest_piece(r, hdr, iov, n_iov, length)
+    verdict = r.ring.accept(r.ring.ring, start, n, length)
+    r.note = verdict & VNIC_NOTE
+    if verdict == 0:
+        r.n_filtered += 1
+    return verdict
+
+
+cdef Outcome place_stripped(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_iov,
+                            uint32_t length) noexcept nogil:
+    """Put a frame without its VLAN tag."""
+    cdef iovec cut[VNIC_IOV_MAX]
+    cdef vnic_hdr fields
+    cdef uint32_t k
+    if length < VNIC_ETH_HLEN + TAG_LEN:
+        r.n_runt += 1
+        return DROPPED
+    if n_iov + 2 > VNIC_IOV_MAX:
+        r.n_too_long += 1
+        return DROPPED
+    k = slice_segments(cut, VNIC_IOV_MAX, iov, n_iov, 0, ADDRESSES_LEN)
+    k += slice_segments(cut + k, VNIC_IOV_MAX - k, iov, n_iov, ADDRESSES_LEN + TAG_LEN,
+                        length - ADDRESSES_LEN - TAG_LEN)
+    memcpy(&fields, hdr, HEADER_LEN)
+    if fields.flags & VNIC_HDR_F_NEEDS_CSUM:
+        if fields.csum_start < VNIC_ETH_HLEN + TAG_LEN:
+            r.n_bad_header += 1
+            return DROPPED
+        fields.csum_start -= TAG_LEN
+        fields.hdr_len -= TAG_LEN if fields.hdr_len > TAG_LEN else 0
+        memcpy(hdr, &fields, HEADER_LEN)
+    return place_whole(r, hdr, cut, k, length - TAG_LEN)
 
 
 cdef Outcome place(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_iov,
                    uint32_t length) noexcept nogil:
     """Put one frame from outside, whatever it is."""
-    cdef Outcome outcome
+    cdef uint32_t verdict
     if length < VNIC_ETH_HLEN:
         r.n_runt += 1
         return DROPPED
     if length > VNIC_FRAME_MAX:
         r.n_too_long += 1
         return DROPPED
-    if r.ring.accept != NULL and not accepted(r, iov, n_iov, 0, length):
-        r.n_filtered += 1
+    if not vnic_hdr_is_plain(hdr) and vnic_hdr_check(hdr, length) != 0:
+        r.n_bad_header += 1
         return DROPPED
+    if r.ring.accept != NULL:
+        verdict = judge(r, hdr, iov, n_iov, length)
+        if verdict == 0:
+            return DROPPED
+        if verdict & VNIC_STRIP_TAG:
+            return place_stripped(r, hdr, iov, n_iov, length)
+    return place_whole(r, hdr, iov, n_iov, length)
+
+
+cdef inline Outcome place_whole(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_iov,
+                                uint32_t length) noexcept nogil:
+    """Put one frame that the guest wants, with a header that was checked."""
+    cdef Outcome outcome
     r.mark = r.used
     if vnic_hdr_is_plain(hdr):
         outcome = fill(r, hdr, iov, n_iov, length)
-    elif vnic_hdr_check(hdr, length) != 0:
-        r.n_bad_header += 1
-        return DROPPED
     elif vnic_hdr_needs(hdr) & ~r.ring.offloads:
         outcome = offload(r, hdr, iov, n_iov, length)
     else:
-        if not r.ring.offloads & VNIC_GUEST_CSUM:  # without it even "valid" may not be said
-            memset(hdr, 0, HEADER_LEN)
+        understate(r.ring, hdr)
         outcome = fill(r, hdr, iov, n_iov, length)
     if outcome == PLACED:
         r.delivered += 1
@@ -575,6 +654,19 @@ cdef uint32_t read_frames(Room r, int fd, uint32_t limit, bint header, int *erro
     return done
 
 
+cdef void spill(Room r, vnic_cursor *at, const uint8_t *hdr, uint32_t length,
+                uint64_t fits) noexcept nogil:
+    """A frame can't stay where it was read: make it whole in the spill, to be placed like any other.
+
+    Its first ``fits`` bytes are at the cursor, the rest is at the spill's start.
+    """
+    if length > fits:
+        memmove(r.spill + fits, r.spill, length - fits)
+    vnic_gather(at, r.spill, fits if fits < length else length)
+    memcpy(r.spill_hdr, hdr, HEADER_LEN)
+    r.spill_len = length
+
+
 cdef int read_frame(Room r, int fd, bint header) noexcept nogil:
     """One readv.  0, or an errno.  A frame that can't stay where it was read is in the spill."""
     cdef iovec iov[VNIC_IOV_MAX]
@@ -586,7 +678,7 @@ cdef int read_frame(Room r, int fd, bint header) noexcept nogil:
     cdef ssize_t got
     cdef vnic_frame *buffer
     cdef vnic_cursor c
-    cdef uint32_t i, wrote, left
+    cdef uint32_t i, wrote, left, tail, verdict = 0
 
     memset(hdr, 0, HEADER_LEN)
     if header:
@@ -641,45 +733,45 @@ cdef int read_frame(Room r, int fd, bint header) noexcept nogil:
     if length > VNIC_FRAME_MAX:
         r.n_too_long += 1
         return 0
-    if length > fits or not (vnic_hdr_is_plain(hdr) or vnic_hdr_needs(hdr) & ~r.ring.offloads == 0):
-        # It can't stay: make it whole in the spill, and place it like any other frame.
-        if length > fits:
-            memmove(r.spill + fits, r.spill, length - fits)
-            left = <uint32_t>fits
-        else:
-            left = length
-        c.iov = &iov[guest_first]
-        c.left = n_iov - guest_first
-        c.off = 0
-        vnic_gather(&c, r.spill, left)
-        memcpy(r.spill_hdr, hdr, HEADER_LEN)
-        r.spill_len = length
+    tail = tail_of(r.ring, length)
+    c.iov = &iov[guest_first]
+    c.left = n_iov - guest_first
+    c.off = 0
+    if length + tail > fits \
+            or not (vnic_hdr_is_plain(hdr) or vnic_hdr_needs(hdr) & ~r.ring.offloads == 0):
+        spill(r, &c, hdr, length, fits)
         return 0
     if length < VNIC_ETH_HLEN:
         r.n_runt += 1
         return 0
-    if not accepted(r, &iov[guest_first], n_iov - guest_first, 0, length):
-        r.n_filtered += 1
-        return 0
     if not vnic_hdr_is_plain(hdr) and vnic_hdr_check(hdr, length) != 0:
         r.n_bad_header += 1
         return 0
-    if not r.ring.offloads & VNIC_GUEST_CSUM:
-        memset(hdr, 0, HEADER_LEN)
+    if r.ring.accept != NULL:
+        verdict = judge(r, hdr, c.iov, c.left, length)
+        if verdict == 0:
+            return 0
+        if verdict & VNIC_STRIP_TAG:
+            spill(r, &c, hdr, length, fits)
+            return 0
+    understate(r.ring, hdr)
+    if tail != 0:
+        vnic_cursor_advance(&c, length)
+        vnic_scatter(&c, ZEROES, tail)
 
     # It stays.  Say how long, buffer by buffer, and write the header.
-    left = header_len + length
+    left = header_len + length + tail
     k = 0
     while True:
         buffer = &b.frames[at + k]
         wrote = buffer.len if buffer.len < left else left
         buffer.len = wrote
-        buffer.flags = 0
+        buffer.flags = r.note
         left -= wrote
         k += 1
         if left == 0:
             break
-    buffer.flags = VNIC_LAST
+    buffer.flags = VNIC_LAST | r.note
     hdr[10] = <uint8_t>k
     hdr[11] = <uint8_t>(k >> 8)
     buffer = &b.frames[at]

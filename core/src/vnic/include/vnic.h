@@ -23,15 +23,17 @@
 #error "vnic's kernels read virtio's little-endian words as they are: this machine is big-endian"
 #endif
 
-#define VNIC_ABI 1
-#define VNIC_BURST_CAPSULE "vnic.burst/1"
-#define VNIC_RX_RING_CAPSULE "vnic.rx_ring/1"
-#define VNIC_MEMORY_CAPSULE "vnic.memory/1"
+#define VNIC_ABI 2
+#define VNIC_BURST_CAPSULE "vnic.burst/2"
+#define VNIC_RX_RING_CAPSULE "vnic.rx_ring/2"
+#define VNIC_MEMORY_CAPSULE "vnic.memory/2"
 
 #define VNIC_BURST_MAX 256   /* frames of one burst */
 #define VNIC_IOV_MAX 1024    /* segments of one frame: Linux's and FreeBSD's IOV_MAX */
 #define VNIC_FRAME_MAX 65562 /* bytes of one frame: 64 KiB IP packet, Ethernet header, VLAN tags */
 #define VNIC_ETH_HLEN 14
+#define VNIC_LOOK 80 /* of a frame, for filters: Ethernet header, a VLAN tag, IPv4 with options */
+#define VNIC_TAIL_MAX 64 /* of zeroes behind a frame: frame_min is at most 60, trailer_len 4 */
 
 /* ---- frames and bursts ------------------------------------------------------------------- */
 
@@ -42,10 +44,16 @@ struct vnic_frame {
 	uint32_t len;    /* bytes in all; of a receive buffer: bytes that fit, then bytes written */
 	uint32_t token;  /* the ring's own: which descriptor chain this is */
 	uint8_t hdr[12]; /* struct virtio_net_hdr_v1, little-endian; num_buffers is the receiver's */
-	uint32_t flags;  /* of a receive buffer that was filled: VNIC_LAST */
+	uint32_t flags;  /* of a receive buffer that was filled: VNIC_LAST, and what accept noted */
 };
 
 #define VNIC_LAST 1u /* this buffer holds the end of its frame */
+
+/* What a ring's accept answers: 0, or VNIC_ACCEPT, with what else is to be done, and in the upper
+ * 24 bits a note of its own, which commit finds in .flags of each of the frame's buffers. */
+#define VNIC_ACCEPT 1u
+#define VNIC_STRIP_TAG 2u /* deliver it without the four bytes behind its two addresses */
+#define VNIC_NOTE 0xFFFFFF00u
 
 struct vnic_burst {
 	uint32_t n;         /* frames in use */
@@ -168,8 +176,13 @@ vnic_hdr_is_plain(const uint8_t bytes[12])
  * returns how many; it goes on where it stopped, and changes nothing that the guest can see.
  * commit takes the first n reserved ones as used: buffers[i].len bytes were written, the frame's
  * header is in .hdr of its first buffer, VNIC_LAST marks its last.  rollback forgets all that is
- * reserved and not committed.  accept, if not NULL, sees the first bytes of each frame (at least
- * VNIC_ETH_HLEN) and answers 0 to drop it; the ring counts why.
+ * reserved and not committed.  accept, if not NULL, sees the first bytes of each frame (VNIC_LOOK,
+ * if it has them) and the length of what will be delivered of it at once: of a frame that is to be
+ * cut into segments, the longest segment's.  It answers 0 to drop the frame, and counts why; it may
+ * be asked twice about one frame that it has accepted.
+ *
+ * A buffer of no bytes is one to be passed over: it is committed, with nothing in it, among those
+ * of the frame that comes next.
  *
  * All are called with the loop's lock, perhaps without the GIL; none may touch a Python object.
  */
@@ -178,11 +191,14 @@ struct vnic_rx_ring {
 	uint32_t (*reserve)(void *ring, struct vnic_burst *buffers, uint32_t n);
 	void (*commit)(void *ring, const struct vnic_frame *buffers, uint32_t n);
 	void (*rollback)(void *ring);
-	int (*accept)(void *ring, const uint8_t *start, uint32_t n, uint32_t len);
+	uint32_t (*accept)(void *ring, const uint8_t *start, uint32_t n, uint32_t len);
 	uint64_t offloads;   /* GUEST_* feature bits: what the guest's driver takes as it is */
 	uint32_t n_max;      /* the most buffers that can ever be posted at once */
-	uint32_t header_len; /* bytes of virtio-net header in front of each frame: 12, 10 or 0 */
+	uint32_t header_len; /* bytes of virtio-net header in front of each frame: 12, 10 or 0; with 0,
+	                        .hdr may say DATA_VALID whatever the offloads: the ring passes it on */
 	uint32_t mergeable;  /* non-zero: a frame may take several buffers */
+	uint32_t frame_min;  /* a shorter frame gets zeroes behind it, up to here: Ethernet's 60, or 0 */
+	uint32_t trailer_len; /* and so many behind that, up to 4: an FCS that nobody computed */
 };
 
 /* ---- guest memory -------------------------------------------------------------------------- */
@@ -277,6 +293,7 @@ static inline uint32_t vnic_load32(const uint32_t *p) { return __atomic_load_n(p
 static inline uint64_t vnic_load64(const uint64_t *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
 static inline void vnic_store_release16(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void vnic_store16(uint16_t *p, uint16_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+static inline void vnic_store_release64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void vnic_store64(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
 static inline void vnic_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void vnic_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
@@ -370,6 +387,71 @@ vnic_scatter(struct vnic_cursor *to, const void *from, size_t len)
 	struct vnic_cursor flat = { &iov, 1, 0 };
 
 	return vnic_copy_segments(to, &flat, len);
+}
+
+/* ---- the Internet checksum (RFC 1071) ------------------------------------------------------ */
+
+/* Sums are kept over words in memory order, and so is what vnic_fold returns: store it as it is. */
+static inline uint64_t
+vnic_sum(const uint8_t *p, size_t n, uint64_t total)
+{
+	uint64_t word;
+	uint32_t half;
+	uint16_t pair;
+
+	for (; n >= 8; p += 8, n -= 8) {
+		memcpy(&word, p, 8);
+		total += (uint32_t)word;
+		total += word >> 32;
+	}
+	if (n >= 4) {
+		memcpy(&half, p, 4);
+		total += half;
+		p += 4;
+		n -= 4;
+	}
+	if (n >= 2) {
+		memcpy(&pair, p, 2);
+		total += pair;
+		p += 2;
+		n -= 2;
+	}
+	if (n != 0)
+		total += p[0]; /* the missing byte is zero and stands behind: little-endian */
+	return total;
+}
+
+static inline uint16_t
+vnic_fold(uint64_t total)
+{
+	total = (uint32_t)total + (total >> 32);
+	total = (uint32_t)total + (total >> 32);
+	total = (total & 0xFFFF) + (total >> 16);
+	total = (total & 0xFFFF) + (total >> 16);
+	return (uint16_t)((total & 0xFFFF) + (total >> 16));
+}
+
+/* Adds len bytes from the cursor on; a segment that ends on an odd byte swaps what follows. */
+static inline uint64_t
+vnic_sum_segments(struct vnic_cursor at, size_t len, uint64_t total)
+{
+	int odd = 0;
+
+	while (len != 0 && at.left != 0) {
+		size_t run = at.iov->iov_len - at.off;
+		uint64_t part;
+
+		if (run > len)
+			run = len;
+		part = vnic_fold(vnic_sum((const uint8_t *)at.iov->iov_base + at.off, run, 0));
+		if (odd)
+			part = (part & 0xFF) << 8 | part >> 8;
+		total += part;
+		odd ^= run & 1;
+		len -= run;
+		vnic_cursor_advance(&at, run);
+	}
+	return total;
 }
 
 #endif

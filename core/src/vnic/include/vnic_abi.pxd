@@ -10,8 +10,12 @@ cdef extern from "vnic.h" nogil:
         VNIC_IOV_MAX
         VNIC_FRAME_MAX
         VNIC_ETH_HLEN
+        VNIC_LOOK
+        VNIC_TAIL_MAX
         VNIC_REGIONS_MAX
         VNIC_LAST
+        VNIC_ACCEPT
+        VNIC_STRIP_TAG
         VNIC_READ
         VNIC_WRITE
         VNIC_HDR_F_NEEDS_CSUM
@@ -22,6 +26,7 @@ cdef extern from "vnic.h" nogil:
         VNIC_GSO_UDP_L4
         VNIC_GSO_ECN
 
+    const uint32_t VNIC_NOTE
     const uint64_t VNIC_GUEST_CSUM
     const uint64_t VNIC_GUEST_TSO4
     const uint64_t VNIC_GUEST_TSO6
@@ -70,11 +75,13 @@ cdef extern from "vnic.h" nogil:
         uint32_t (*reserve)(void *ring, vnic_burst *buffers, uint32_t n) noexcept nogil
         void (*commit)(void *ring, const vnic_frame *buffers, uint32_t n) noexcept nogil
         void (*rollback)(void *ring) noexcept nogil
-        int (*accept)(void *ring, const uint8_t *start, uint32_t n, uint32_t len) noexcept nogil
+        uint32_t (*accept)(void *ring, const uint8_t *start, uint32_t n, uint32_t len) noexcept nogil
         uint64_t offloads
         uint32_t n_max
         uint32_t header_len
         uint32_t mergeable
+        uint32_t frame_min
+        uint32_t trailer_len
 
     struct vnic_region:
         uint64_t gpa
@@ -97,6 +104,7 @@ cdef extern from "vnic.h" nogil:
     uint64_t vnic_load64(const uint64_t *p)
     void vnic_store_release16(uint16_t *p, uint16_t v)
     void vnic_store16(uint16_t *p, uint16_t v)
+    void vnic_store_release64(uint64_t *p, uint64_t v)
     void vnic_store64(uint64_t *p, uint64_t v)
     void vnic_fence()
     void vnic_prefetch(const void *p)
@@ -112,3 +120,7 @@ cdef extern from "vnic.h" nogil:
     size_t vnic_gather(vnic_cursor *frm, void *to, size_t len)
     size_t vnic_scatter(vnic_cursor *to, const void *frm, size_t len)
     size_t vnic_copy_segments(vnic_cursor *to, vnic_cursor *frm, size_t len)
+
+    uint64_t vnic_sum(const uint8_t *p, size_t n, uint64_t total)
+    uint16_t vnic_fold(uint64_t total)
+    uint64_t vnic_sum_segments(vnic_cursor at, size_t n, uint64_t total)
