@@ -1,0 +1,294 @@
+"""The e1000: registers in front, two rings and a link behind, and a loop that runs them.
+
+One frame from the guest: a write of TDT schedules `transmit`; it parses a burst, gives it to the
+link, and completes what was taken.  One frame to the guest: the link is readable, `receive` opens
+the room over the posted descriptors, the backend fills it.  A write of RDT matters only when the
+guest had run out of buffers.
+
+Spec: 8254x Family of Gigabit Ethernet Controllers Software Developer's Manual.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Final
+
+from vnic import hookimpl
+from vnic.burst import Burst, Room
+from vnic.config import default_mac
+from vnic.features import GUEST_OFFLOADS, HOST_OFFLOADS, NONE
+from vnic.hookspecs import Host, ResetKind
+from vnic.link import Link
+from vnic.loop import Poller
+from vnic.pci import Bar, BarKind, Function, Identity
+
+from vnic_e1000.device import Device, IoWindow
+from vnic_e1000.eeprom import Eeprom, image
+from vnic_e1000.interrupts import Delay, Interrupts
+from vnic_e1000.options import E1000Options, Model
+from vnic_e1000.registers import BAR_SIZE, RCTL_RDMTS_SHIFT, Cause
+from vnic_e1000.ring_kernel import RxRing, Stats, TxRing
+
+log = logging.getLogger("vnic.e1000")
+
+MEMORY_BAR: Final = 0
+IO_BAR: Final = 2
+
+BURSTS_PER_CALL: Final = 4
+"""Bursts that one `transmit` sends before other NICs get their turn."""
+
+IDENTITIES: Final = {
+    Model.I82540EM: Identity(
+        vendor=0x8086,
+        device=0x100E,
+        revision=2,
+        class_code=0x020000,
+        subsystem_vendor=0x8086,
+        subsystem=0x001E,
+        min_grant=0xFF,
+    ),
+    Model.I82545EM: Identity(
+        vendor=0x8086,
+        device=0x100F,
+        revision=1,
+        class_code=0x020000,
+        subsystem_vendor=0x8086,
+        subsystem=0x1001,
+        min_grant=0xFF,
+    ),
+}
+"""Spec: "PCI Local Bus Interface", "Mandatory PCI Registers"."""
+
+WRITTEN_NOW: Final = 1
+WRITTEN_DELAYED: Final = 2
+EMPTIED: Final = 4
+"""What `TxRing.complete` returns."""
+
+
+class Plugin:
+    """The frontend behind ``e1000``.  Its face is `pci`."""
+
+    Options = E1000Options
+
+    pci: Function
+    device: Device
+    _link: Link
+    _host: Host
+    _options: E1000Options
+
+    def __init__(self) -> None:
+        self._burst = Burst()
+        self._waiting = False  # the link is full: frames stay in the ring until it is writable
+        self._starved = True  # the guest has posted no room that would do
+        self._receiving = False
+        self._was_low = False
+        self._poller: Poller | None = None
+        self._ready = False
+
+    # ---- hooks
+
+    @hookimpl
+    def init(self, options: E1000Options, link: Link, host: Host) -> None:
+        """Build the device, at rest."""
+        self._options = options
+        self._link = link
+        self._host = host
+        identity = IDENTITIES[options.model]
+        self.mac = options.mac or default_mac(link.name)
+        stats = Stats()
+        self._tx = TxRing(host.memory, stats)
+        self._rx = RxRing(host.memory, stats)
+        self._room = Room(self._rx.capsule, self._rx)
+        interrupts = self._interrupts = Interrupts(host.loop, self._set_irq)
+        self._rx_delay = Delay(host.loop, interrupts, Cause.RXT0)
+        self._tx_delay = Delay(host.loop, interrupts, Cause.TXDW)
+        eeprom = Eeprom(image(self.mac, identity.device, identity.subsystem))
+        self.device = Device(
+            self, eeprom, self._tx, self._rx, interrupts, self._rx_delay, self._tx_delay
+        )
+        self.device.set_carrier(link.is_up)
+        self._io = IoWindow(self.device)
+        self.pci = Function(
+            host,
+            identity,
+            [
+                Bar(index=MEMORY_BAR, size=BAR_SIZE, registers=self.device),
+                Bar(index=IO_BAR, size=IoWindow.SIZE, registers=self._io, kind=BarKind.IO),
+            ],
+            on_command=self.mode_changed,
+            on_reset=self._reset_device,
+        )
+        link.set_features(GUEST_OFFLOADS | HOST_OFFLOADS if options.offload else NONE)
+        self._ready = True
+
+    @hookimpl
+    def cleanup(self) -> None:
+        """Forget the guest."""
+        if self._ready:
+            self.reset(ResetKind.SESSION)
+
+    @hookimpl
+    def reset(self, kind: ResetKind) -> None:
+        """Return to power-on: configuration space, registers, PHY."""
+        self.pci.reset()
+        self._reset_device()
+
+    @hookimpl
+    def transmit(self) -> None:
+        """Send what the guest has made available, a few bursts at the most."""
+        self._waiting = False
+        for _ in range(BURSTS_PER_CALL):
+            if not self._send_burst():
+                return
+        self._host.schedule(self.transmit)
+
+    @hookimpl
+    def receive(self) -> None:
+        """Deliver what the link has into what the guest has posted."""
+        if self._receiving or not self._may_receive:
+            return
+        self._receiving = True
+        self._room.open()
+        self._link.recv(self._room)
+        self._received(self._room.close())
+        self._receiving = False
+
+    @hookimpl
+    def link_changed(self, up: bool) -> None:
+        """Show the guest its carrier."""
+        self.device.set_carrier(up)
+
+    # ---- the datapath
+
+    @property
+    def _may_receive(self) -> bool:
+        return self.device.receiving and self.pci.bus_master and not self.device.loopback
+
+    @property
+    def _may_transmit(self) -> bool:
+        return self.device.transmitting and self.pci.bus_master
+
+    def _send_burst(self) -> bool:
+        """Send one burst; whether there may be more to send now."""
+        if not self._may_transmit:
+            return False
+        burst, tx = self._burst, self._tx
+        n = tx.parse(burst)
+        if n == 0:
+            taken = 0
+        elif self.device.loopback:
+            taken = self._loop_back(burst)
+        else:
+            taken = self._link.send(burst)
+        self._completed(tx.complete(burst, taken))
+        if taken < n:
+            self._waiting = True
+        return taken == n != 0
+
+    def _completed(self, written: int) -> None:
+        cause = Cause.TXQE if written & EMPTIED else Cause(0)
+        if written & WRITTEN_NOW:
+            cause |= Cause.TXDW
+        if cause:
+            self._interrupts.raise_cause(cause)
+        if written & WRITTEN_DELAYED and not written & WRITTEN_NOW:
+            self._tx_delay.event()
+
+    def _loop_back(self, burst: Burst) -> int:
+        """Receive what was sent; what there is no room for is missed, as on a wire."""
+        n = len(burst)
+        taken = 0
+        if self.device.receiving and not self._receiving:
+            self._receiving = True
+            self._room.open()
+            taken = self._room.put(burst)
+            self._received(self._room.close())
+            self._receiving = False
+        self.device.count("MPC", n - taken)
+        return n
+
+    def _received(self, delivered: int) -> None:
+        """Show the guest what a room has put into its ring."""
+        self._rx.sync()
+        self._starved = self._room.full
+        if self._starved:
+            self.device.count("RNBC")
+        if delivered:
+            low = self._is_low
+            if low and not self._was_low:
+                self._interrupts.raise_cause(Cause.RXDMT0)
+            self._was_low = low
+            self._rx_delay.event()
+
+    @property
+    def _is_low(self) -> bool:
+        """Whether the free descriptors are fewer than RCTL.RDMTS allows."""
+        threshold = self.device["RDLEN"] // 16 >> 1 + (self.device["RCTL"] >> RCTL_RDMTS_SHIFT & 3)
+        return self._rx.n_owned <= threshold
+
+    def _refill(self) -> None:
+        """The guest has posted more room: go on delivering."""
+        if self._may_receive and self._starved:
+            self._starved = False
+            self._was_low = self._is_low
+            self._link.recv_enable()
+            self.receive()
+
+    # ---- what the device tells
+
+    def tail_moved(self) -> None:
+        """There may be frames to transmit."""
+        if not self._waiting:
+            self._host.schedule(self.transmit)
+
+    def room_made(self) -> None:
+        """There may be buffers to receive into."""
+        if self._starved:
+            self._host.schedule(self._refill)
+
+    def mode_changed(self) -> None:
+        """Receiver, transmitter, loopback or bus mastering: start or stop what that is about."""
+        if not self._ready:
+            return
+        receive, transmit = self._may_receive, self._may_transmit
+        if receive:
+            self._starved = True
+            self._host.schedule(self._refill)
+        else:
+            self._link.recv_discard()
+            self._room.reset()
+        if transmit:
+            self._host.schedule(self.transmit)
+        if (receive or transmit) and self._poller is None:
+            # There is nothing to poll; but while a driver is at work, its next access is near.
+            self._poller = self._host.loop.poll(_nothing, _nothing)
+        elif not (receive or transmit) and self._poller is not None:
+            self._poller.close()
+            self._poller = None
+
+    def device_reset(self) -> None:
+        """The driver has reset the device."""
+        self._waiting = False
+        self._was_low = False
+        self.mode_changed()
+
+    def _reset_device(self) -> None:
+        self.device.phy.reset()
+        self._io.reset()
+        self.device.reset()
+        self.device_reset()
+
+    def _set_irq(self, level: bool) -> None:
+        self.pci.set_irq(level)
+
+    def counters(self) -> dict[str, int]:
+        """Return what became of frames since the NIC was made."""
+        counts = Counter(self._room.counters)
+        counts.update(self._tx.counters)
+        counts["rx_bad_buffers"] += self._rx.n_bad_buffers
+        return dict(counts)
+
+
+def _nothing() -> bool:
+    return False
