@@ -39,10 +39,11 @@ from vnic.pci.description import (
     VendorSpecific,
 )
 from vnic.pci.function import Function
-from vnic.pci.registers import Command, Status
+from vnic.pci.registers import CONFIG_SIZE, Command, Status
 from vnic.pci.vectors import Message
 
 __all__ = [
+    "CONFIG_SIZE",
     "Area",
     "Bar",
     "BarKind",

@@ -194,7 +194,7 @@ class Function:
         if level != self._level:
             self._level = level
             data = self._config.data
-            data[r.STATUS] = data[r.STATUS] & ~Status.INTERRUPT | (Status.INTERRUPT * level)
+            data[r.STATUS] = data[r.STATUS] & ~int(Status.INTERRUPT) | Status.INTERRUPT * level
             self._update_pin()
 
     def mask_irq(self) -> None:
