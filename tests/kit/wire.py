@@ -150,14 +150,15 @@ class Guards:
     """Offset and size of each region."""
 
     @classmethod
-    def around(cls, host: SoftwareHost) -> Guards:
+    def around(cls, host: SoftwareHost, *, shared: bool = False) -> Guards:
         """Move the memory of a host, still unused, between guards.
 
-        Its regions' sizes are multiples of the page size.
+        Its regions' sizes are multiples of the page size.  ``shared``: with children of a fork.
         """
         regions = [(region.gpa, region.size) for region in host.memory.regions]
         size = sum(n for _, n in regions) + GUARD * (len(regions) + 1)
-        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        kind = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+        pages = mmap.mmap(-1, size, flags=kind | mmap.MAP_ANONYMOUS)
         spans, at = [], GUARD
         for gpa, n in regions:
             host.memory.remove(gpa, n)
