@@ -133,6 +133,27 @@ class VhostUserNic:
 
 
 @attrs.frozen(kw_only=True)
+class VfioUserNic:
+    """A NIC of any kind, all of which another process serves; QEMU 11 and later."""
+
+    path: Path
+    """The UNIX socket; whoever serves the NIC listens there already."""
+
+    id: str = "nic0"
+    """QEMU's name for the device."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """None: QEMU opens the socket itself."""
+        return ()
+
+    def arguments(self, qemu: Recipe) -> list[str]:
+        """Return the device."""
+        socket = {"type": "unix", "path": str(self.path)}
+        return ["-device", json.dumps({"driver": "vfio-user-pci", "id": self.id, "socket": socket})]
+
+
+@attrs.frozen(kw_only=True)
 class TapNic:
     """A NIC of QEMU's own model on a tap, by its descriptor: the tap may be in any namespace."""
 

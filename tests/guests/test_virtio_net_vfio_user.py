@@ -1,0 +1,200 @@
+"""Linux's virtio_net on a PCI function that vnic serves over vfio-user, all of it."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import attrs
+import pytest
+from guests.vnic_run import VnicRun
+from kit.guest import Guest, GuestCommandError, VfioUserNic
+from kit.netns import IperfResult, Netns
+from kit.wire import Wire
+from vnic.config import parse_nic
+from vnic.link import Link
+from vnic.loop import Loop
+from vnic.nic import Nic
+from vnic_vfio_user import Plugin as VfioUser
+from vnic_virtio_net import Plugin as VirtioNet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.guests, pytest.mark.root]
+
+MAC = "52:54:00:0a:0b:0c"
+MTU = 4242
+GUEST, HOST = "10.0.0.1", "10.0.0.254"
+IPERF_S = 2
+
+NICS = f"""
+[[nic]]
+name = "a"
+frontend = "virtio-net"
+backend = "vale0:a"
+mac = "{MAC}"
+mtu = {MTU}
+vfio-user = "{{folder}}/a.sock"
+
+[[patch]]
+between = ["vale0:up", "tap0"]
+"""
+
+
+class Cable:
+    """A NIC served by a loop in a thread of this process, whose carrier a test holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.wire = Wire()
+        self._loop = Loop()
+        self._server = VfioUser(VfioUser.Options(path=str(path)), self._loop)
+        link = Link("cable", self._loop)
+        self._nic = Nic(parse_nic("virtio-net,cable"), VirtioNet(), VirtioNet.Options(), link)
+        link.open([(self.wire, "cable", None)])
+        self._nic.attach(self._server)
+        self._server.serve(self._nic)
+        self._thread = threading.Thread(target=self._loop.run)
+        self._thread.start()
+
+    def plug(self, inserted: bool) -> None:
+        """Plug it in or out."""
+        with self._loop.lock:
+            if inserted:
+                self.wire.link.up()
+            else:
+                self.wire.link.down("pulled out")
+
+    def close(self) -> None:
+        self._loop.stop()
+        self._thread.join()
+        self._server.close()
+        self._nic.close()
+        self._loop.close()
+
+
+@attrs.frozen
+class Network:
+    """A guest: eth0 on a switch with a tap in a namespace, eth1 on a cable."""
+
+    vnic: VnicRun
+    netns: Netns
+    guest: Guest
+    cable: Cable
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    folder = tmp_path_factory.mktemp("network")
+    toml = folder / "network.toml"
+    toml.write_text(NICS.format(folder=folder))
+    cable = Cable(folder / "cable.sock")
+    try:
+        with Netns() as netns, VnicRun(netns, toml) as vnic:
+            netns.set_address("tap0", f"{HOST}/24")
+            netns.up("tap0", mtu=MTU)
+            nics = [
+                VfioUserNic(path=folder / "a.sock"),
+                VfioUserNic(path=folder / "cable.sock", id="nic1"),
+            ]
+            with Guest(nics) as guest:
+                configure(guest)
+                yield Network(vnic, netns, guest, cable)
+    finally:
+        cable.close()
+
+
+def configure(guest: Guest) -> None:
+    guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up; ip link set eth1 up")
+
+
+def until(guest: Guest, command: str, timeout_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            guest.run(command)
+            return
+        except GuestCommandError:
+            assert time.monotonic() < deadline_s, f"`{command}` fails still"
+
+
+def interrupts(guest: Guest) -> dict[str, int]:
+    """Return the count of each of eth0's vectors, by what the driver calls it."""
+    device = guest.run("basename $(readlink /sys/class/net/eth0/device)").strip()
+    table = guest.run("cat /proc/interrupts")
+    lines = re.findall(rf"^ *\d+: +(\d+) .*MSI.* {device}-(\S+)$", table, re.MULTILINE)
+    return {name: int(count) for count, name in lines}
+
+
+def test_linux_binds_its_driver_and_has_no_complaint(network: Network) -> None:
+    assert "virtio_net" in network.guest.run("readlink -f /sys/class/net/eth0/device/driver")
+    complaints = [
+        line
+        for line in network.guest.run("dmesg").splitlines()
+        if "virtio" in line and re.search("warn|fail|error|bug", line, re.IGNORECASE)
+    ]
+    assert complaints == []
+
+
+def test_mac_and_mtu_are_those_that_vnic_was_given(network: Network) -> None:
+    shown = network.guest.run("ip link show eth0")
+    assert MAC in shown
+    assert f"mtu {MTU} " in shown
+
+
+def test_frames_as_long_as_the_mtu_come_back(network: Network) -> None:
+    until(network.guest, f"ping -c 1 -W 1 {HOST}")
+    size = MTU - 28
+    assert " 0% packet loss" in network.guest.run(f"ping -c 5 -i 0.2 -s {size} {HOST}")
+
+
+def test_the_driver_gets_each_offload(network: Network) -> None:
+    features = network.guest.run("ethtool -k eth0")
+    for feature in ("tx-checksumming", "rx-checksumming", "tcp-segmentation-offload"):
+        assert f"{feature}: on" in features, features
+
+
+def test_tcp_both_ways_by_a_vector_per_queue(network: Network) -> None:
+    before = interrupts(network.guest)
+    assert before.keys() == {"config", "input.0", "output.0"}
+    with network.netns.iperf3_server():
+        for options in ("", "-R"):
+            output = network.guest.run(
+                f"iperf3 -c {HOST} -t {IPERF_S} --json {options}", timeout_s=60
+            )
+            assert IperfResult.parse(output).bits_per_s > 100e6
+    after = interrupts(network.guest)
+    assert after["input.0"] > before["input.0"]
+    assert after["config"] == before["config"]
+
+
+def test_the_guest_sees_its_cable_pulled_out_and_plugged_in(network: Network) -> None:
+    until(network.guest, "[ $(cat /sys/class/net/eth1/carrier) = 1 ]")
+    for inserted in (False, True, False, True):
+        network.cable.plug(inserted)
+        until(network.guest, f"[ $(cat /sys/class/net/eth1/carrier) = {int(inserted)} ]", 5)
+    assert "NO-CARRIER" not in network.guest.run("ip link show eth0")
+
+
+def test_the_driver_goes_and_comes_again(network: Network) -> None:
+    for _ in range(5):
+        network.guest.run("rmmod virtio_net; modprobe virtio_net", timeout_s=60)
+    configure(network.guest)
+    until(network.guest, f"ping -c 1 -W 1 {HOST}")
+
+
+def test_a_guest_reboots_and_is_back_on_the_network(network: Network) -> None:
+    for restart in (network.guest.reboot, network.guest.reset):
+        restart()
+        configure(network.guest)
+        until(network.guest, f"ping -c 1 -W 1 {HOST}")
+        assert MAC in network.guest.run("ip link show eth0")
+
+
+def test_vnic_ends_cleanly_under_a_running_guest(network: Network) -> None:
+    assert network.vnic.stop() == 0
+    assert "Traceback" not in network.vnic.log()
+    assert network.guest.run("echo still here") == "still here\n"
