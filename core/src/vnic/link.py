@@ -8,11 +8,10 @@ The hooks of the stack are resolved once, when it changes; the datapath calls bo
 from __future__ import annotations
 
 import logging
-import select
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
@@ -20,13 +19,19 @@ from vnic.burst import Burst, Room
 from vnic.errors import BackendError
 from vnic.features import NONE, OFFLOADS, Features
 from vnic.hookspecs import BackendHooks
-from vnic.loop import Loop, Timer, Watch
+from vnic.joint import Joint, JointWatch
+from vnic.loop import Loop
 from vnic.registry import Hooks, resolve_hooks
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+__all__ = ["Joint", "JointWatch", "Layer", "Link", "Receiving"]
 
 log = logging.getLogger("vnic.link")
 
 _DISCARD_MAX = 256
-"""Frames thrown away per call, where a backend has no verb of its own for it."""
+"""Frames thrown away per call, where a backend has no verb of its own for it: a burst."""
 
 
 class Receiving(Enum):
@@ -40,138 +45,39 @@ class Receiving(Enum):
     """There is no receiver: throw them away."""
 
 
-class JointWatch:
-    """A descriptor that a backend watches.
+class Drain:
+    """A room by its verbs that keeps nothing, and is full after a burst: others have their turn."""
 
-    Readable means `Joint.readable`, and is not waited for while the guest has no room.  Writable
-    means `Joint.writable`.
-    """
+    def __init__(self) -> None:
+        self._room = Room()
+        self._left = 0
 
-    def __init__(
-        self, joint: Joint, fd: int, read: bool, write: bool, error: Callable[[], None] | None
-    ) -> None:
-        self._joint = joint
-        self._read = read
-        self._write = write
-        self._error = error
-        self._watch: Watch = joint.loop.watch(
-            fd, self._ready, read=read and joint._may_read(), write=write
-        )
+    @property
+    def full(self) -> bool:
+        """Whether this was enough for once."""
+        return self._left == 0
 
-    def set(self, *, read: bool | None = None, write: bool | None = None) -> None:
-        """Change what is waited for; None leaves it."""
-        self._read = self._read if read is None else read
-        self._write = self._write if write is None else write
-        self._refresh()
+    def open(self) -> None:
+        """Begin."""
+        self._left = _DISCARD_MAX
 
-    def close(self) -> None:
-        """Stop watching; the descriptor stays open.  Twice is allowed."""
-        self._watch.close()
-        self._joint._watches.discard(self)
+    def put(self, burst: Burst, start: int = 0) -> int:
+        """Throw away frames of a burst; return how many."""
+        n = min(max(0, len(burst) - start), self._left)
+        self._left -= n
+        return n
 
-    def _refresh(self) -> None:
-        self._watch.set(read=self._read and self._joint._may_read(), write=self._write)
+    def put_frame(self, buffer: Buffer, header: Buffer | None = None) -> bool:
+        """Throw away a frame."""
+        taken = self._left > 0
+        self._left -= taken
+        return taken
 
-    def _ready(self, events: int) -> None:
-        if events & (select.EPOLLHUP | select.EPOLLERR):
-            # Reported as long as it lasts, asked for or not: whoever does not end it spins.
-            if self._error is not None:
-                self._error()
-            else:
-                self._joint.down("its descriptor reports an error or was hung up")
-            if self in self._joint._watches and not self._joint._link.is_up:
-                self.close()
-            return
-        if events & select.EPOLLOUT:
-            # Once: whoever finds it full again asks again.
-            self.set(write=False)
-            self._joint.writable()
-        if events & select.EPOLLIN:
-            self._joint.readable()
-
-
-class Joint:
-    """What one backend or filter is given to speak upwards with.
-
-    A filter has the one beneath it as `beneath` (its hooks, bound), and may set
-    `beneath_readable` and `beneath_writable`; without that they are passed on upwards.
-    """
-
-    def __init__(self, link: Link, beneath: Hooks | None) -> None:
-        self._link = link
-        self._above: Joint | None = None
-        self._watches: set[JointWatch] = set()
-        self._timers: set[Timer] = set()
-        self.name = link.name
-        self.loop: Loop = link.loop
-        self.beneath = beneath
-        self.beneath_readable: Callable[[], None] = self.readable
-        self.beneath_writable: Callable[[], None] = self.writable
-
-    def readable(self) -> None:
-        """There is something for ``recv``.  It may be called before this returns."""
-        if self._above is not None:
-            self._above.beneath_readable()
-        else:
-            self._link._readable()
-
-    def writable(self) -> None:
-        """After a short ``send``: there is room again."""
-        if self._above is not None:
-            self._above.beneath_writable()
-        else:
-            self._link._writable()
-
-    def watch(
-        self,
-        fd: int,
-        read: bool = True,
-        write: bool = False,
-        error: Callable[[], None] | None = None,
-    ) -> JointWatch:
-        """Watch a descriptor: readable calls `readable`; writable, once per asking, `writable`.
-
-        An error or a hang-up calls ``error``; without one it takes the link down.
-        """
-        watch = JointWatch(self, fd, read, write, error)
-        self._watches.add(watch)
-        return watch
-
-    def timer(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        """Call back once, on the loop.  Timers end with the link."""
-        self._timers = {timer for timer in self._timers if timer.callback is not None}
-        timer = self.loop.timer(delay_s, callback)
-        self._timers.add(timer)
-        return timer
-
-    def up(self) -> None:
-        """The host network is there (again)."""
-        self._link._set_up(True, "")
-
-    def down(self, reason: str) -> None:
-        """The host network is gone: the guest's carrier goes, frames are dropped and counted.
-
-        Not from within ``send`` or ``recv``, where the frontend is in the middle of a burst: raise
-        there.
-        """
-        self._link._set_up(False, reason)
-
-    def count(self, name: str, n: int = 1) -> None:
-        """Raise a counter of the link."""
-        self._link.counts[name] += n
-
-    def _may_read(self) -> bool:
-        return self._link._receiving is not Receiving.PAUSED
-
-    def _refresh(self) -> None:
-        for watch in self._watches:
-            watch._refresh()
-
-    def _close(self) -> None:
-        for watch in list(self._watches):
-            watch.close()
-        for timer in self._timers:
-            timer.cancel()
+    def readv(self, fd: int, limit: int = _DISCARD_MAX, header: bool = True) -> tuple[int, int]:
+        """Read frames from a descriptor and throw them away, as `Room.readv` returns it."""
+        n, error = self._room.readv(fd, min(limit, self._left), header)
+        self._left -= n
+        return n, error
 
 
 @attrs.frozen
@@ -183,8 +89,6 @@ class Layer:
 
 
 COUNTERS = {
-    "tx_frames": "frames that the backend took from the guest",
-    "tx_bytes": "bytes of those, without virtio-net headers",
     "tx_full": "times the backend was full and frames waited in the guest's ring",
     "tx_drop_link_down": "frames from the guest while there was no host network",
     "tx_drop_error": "frames of bursts during which the backend failed",
@@ -209,8 +113,12 @@ class Link:
         self._receiving = Receiving.OFF
         self._send: Callable[[Burst], int] = _take_all
         self._recv: Callable[[Room], int] = _has_none
-        self._drain = Room()
-        self._draining = False
+        self._enables: tuple[Callable[[], None], ...] = ()
+        self._disables: tuple[Callable[[], None], ...] = ()
+        self._drain = Drain()
+        self._taking = False  # a recv or recv_discard is under way
+        self._broken = False
+        self._told_up = True
 
     # ---- the stack
 
@@ -219,6 +127,7 @@ class Link:
 
         Raises: ConfigError or BackendError, with nothing left open.
         """
+        self.is_up, self.reason, self._broken = True, "", False
         beneath: Hooks | None = None
         lower: Joint | None = None
         try:
@@ -236,12 +145,16 @@ class Link:
         if beneath is not None:
             self._send = beneath.send
             self._recv = beneath.recv
+        hooks_of_all = [layer.hooks for layer in self._layers]
+        self._enables = tuple(h.recv_enable for h in hooks_of_all if h.recv_enable)
+        self._disables = tuple(h.recv_disable for h in hooks_of_all if h.recv_disable)
         self.set_features(NONE)
 
     def close(self) -> None:
         """Close the stack, top first.  Twice is allowed."""
         layers, self._layers = self._layers, ()
         self._send, self._recv = _take_all, _has_none
+        self._enables = self._disables = ()
         for layer in layers:
             try:
                 layer.hooks.cleanup()
@@ -256,7 +169,11 @@ class Link:
         """The offloads that the stack has: HOST_* it accepts, GUEST_* it may produce."""
         for layer in self._layers:
             if layer.hooks.get_capabilities is not None:
-                return Features(layer.hooks.get_capabilities() & OFFLOADS)
+                try:
+                    return Features(layer.hooks.get_capabilities() & OFFLOADS)
+                except Exception as error:
+                    self._broke("get_capabilities", error)
+                    return NONE
         return NONE
 
     def set_features(self, features: Features) -> None:
@@ -280,6 +197,8 @@ class Link:
             return n
         try:
             taken = self._send(burst)
+            if not 0 <= taken <= n:
+                raise ValueError(f"it took {taken} frames of {n}")
         except Exception as error:
             self._broke("send", error)
             self.counts["tx_drop_error"] += n
@@ -293,43 +212,47 @@ class Link:
 
         Where the room ran out the backend is paused, until `recv_enable`.
         """
-        if self._receiving is not Receiving.ON:
+        if self._receiving is not Receiving.ON or not self.is_up or self._taking:
             return 0
+        self._taking = True
         try:
             n = self._recv(room)
         except Exception as error:
             self._broke("recv", error)
             return 0
+        finally:
+            self._taking = False
         if room.full:
             self.recv_disable()
         return n
 
     def recv_enable(self) -> None:
-        """The guest has room: deliver from now on, at once what is waiting already."""
+        """The guest has room: deliver from now on.
+
+        What is waiting already may not be announced again: follow it with a `recv`.
+        """
         if self._receiving is not Receiving.ON:
             self._set_receiving(Receiving.ON)
-            for layer in self._layers:
-                if layer.hooks.recv_enable is not None:
-                    layer.hooks.recv_enable()
+            self._tell("recv_enable", self._enables)
 
     def recv_disable(self) -> None:
         """The guest has no room: after this returns, nothing is heard of frames for it."""
         if self._receiving is not Receiving.PAUSED:
             self._set_receiving(Receiving.PAUSED)
-            for layer in self._layers:
-                if layer.hooks.recv_disable is not None:
-                    layer.hooks.recv_disable()
+            self._tell("recv_disable", self._disables)
 
     def recv_discard(self) -> None:
-        """There is no receiver: from now on what comes for it is thrown away and counted."""
+        """There is no receiver: from now on what comes for it is thrown away and counted.
+
+        What is waiting already goes first: none of it is for whoever receives next.
+        """
         if self._receiving is Receiving.OFF:
             return
         was_paused = self._receiving is Receiving.PAUSED
         self._set_receiving(Receiving.OFF)
         if was_paused:
-            for layer in self._layers:
-                if layer.hooks.recv_enable is not None:
-                    layer.hooks.recv_enable()
+            self._tell("recv_enable", self._enables)
+        self._readable()
 
     @property
     def receiving(self) -> Receiving:
@@ -342,36 +265,64 @@ class Link:
 
     # ---- what comes from the stack
 
+    @property
+    def _may_read(self) -> bool:
+        return self._receiving is not Receiving.PAUSED
+
     def _readable(self) -> None:
-        if self._receiving is Receiving.ON and self.is_up:
-            self.on_readable()
+        if self._taking:
+            # Said from within recv, of what that leaves behind; heard when it is over.
+            self.loop.schedule(self._readable)
         elif self._receiving is Receiving.OFF or not self.is_up:
             self._discard()
+        elif self._receiving is Receiving.ON:
+            try:
+                self.on_readable()
+            except Exception as error:
+                self._broke("the frontend's receive", error)
 
     def _writable(self) -> None:
-        self.on_writable()
+        try:
+            self.on_writable()
+        except Exception as error:
+            self._broke("the frontend's transmit", error)
 
     def _discard(self) -> None:
         """Throw away a bounded number of pending frames.  A level brings it back for more."""
-        if self._draining or not self._layers:
-            return
-        self._draining = True
+        if self._recv is _has_none:
+            return  # it is being opened, or closed
+        discard, drain = self._layers[0].hooks.recv_discard, self._drain
+        self._taking = True
         try:
-            discard = self._layers[0].hooks.recv_discard
-            n = discard() if discard is not None else self._recv(self._drain)
-            self.counts["rx_discarded"] += n
+            if discard is not None:
+                self.counts["rx_discarded"] += discard()
+            else:
+                drain.open()
+                self.counts["rx_discarded"] += self._recv(drain)  # type: ignore[arg-type]
+                if drain.full:
+                    self.loop.schedule(self._readable)
         except Exception as error:
             self._broke("recv_discard", error)
         finally:
-            self._draining = False
+            self._taking = False
+
+    def _tell(self, what: str, hooks: tuple[Callable[[], None], ...]) -> None:
+        """Call a hook of all layers, until one of them brings about another state."""
+        receiving = self._receiving
+        for hook in hooks:
+            if self._receiving is receiving:
+                try:
+                    hook()
+                except Exception as error:
+                    self._broke(what, error)
 
     def _set_receiving(self, receiving: Receiving) -> None:
         self._receiving = receiving
         for layer in self._layers:
             layer.joint._refresh()
 
-    def _set_up(self, up: bool, reason: str) -> None:
-        if up == self.is_up:
+    def _set_up(self, up: bool, reason: str = "") -> None:
+        if up == self.is_up or self._broken:
             return
         self.is_up = up
         self.reason = reason
@@ -379,17 +330,31 @@ class Link:
             log.info("%s: link up", self.name)
         else:
             log.warning("%s: link down: %s", self.name, reason)
-        self.on_changed(up)
-        if not up:
-            self.on_writable()  # what waited for room is dropped and counted, not kept for ever
+        self.loop.schedule(self._tell_carrier)
 
-    def _broke(self, hook: str, error: Exception) -> None:
-        """A backend is somebody's code: when it raises, the link goes down and the NIC lives."""
+    def _tell_carrier(self) -> None:
+        """Tell the frontend, from the loop: it was perhaps in the middle of a burst before."""
+        if self.is_up != self._told_up:
+            self._told_up = self.is_up
+            self.on_changed(self.is_up)
+        if not self.is_up:
+            self._writable()  # what waited for room is dropped and counted, not kept for ever
+
+    def _broke(self, what: str, error: Exception) -> None:
+        """A plugin is somebody's code: when it raises, the link goes down and the NIC lives.
+
+        For good: only `open` makes a new start.
+        """
+        if self._broken:
+            log.debug("%s: %s failed again", self.name, what, exc_info=error)
+            return
         if not isinstance(error, BackendError):
-            log.error("%s: the backend failed in %s", self.name, hook, exc_info=error)
+            log.error("%s: %s failed", self.name, what, exc_info=error)
         for layer in self._layers:
             layer.joint._close()
-        self._set_up(False, f"{hook}: {error}" if str(error) else f"{hook}: {error!r}")
+        reason = f"{what}: {error}" if str(error) else f"{what}: {error!r}"
+        self._set_up(False, reason)
+        self.reason, self._broken = reason, True
 
 
 def _nothing() -> None:

@@ -75,6 +75,7 @@ class Nic:
         except Exception:
             log.exception("%s: the frontend's cleanup failed", self.name)
         self.link.on_readable = self.link.on_writable = _nothing
+        self.link.on_changed = _ignore
         self.link.close()
 
 
@@ -122,4 +123,8 @@ def open_spec(spec: str, host: Host, registry: Registry | None = None) -> Nic:
 
 
 def _nothing() -> None:
+    return
+
+
+def _ignore(up: bool) -> None:
     return

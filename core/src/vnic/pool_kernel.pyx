@@ -10,10 +10,11 @@ Preconditions: none from outside; all memory here is the pool's own.
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from vnic_abi cimport (
-    VNIC_BURST_CAPSULE, VNIC_FRAME_MAX, VNIC_RX_RING_CAPSULE, vnic_burst, vnic_frame, vnic_rx_ring,
+    VNIC_BURST_CAPSULE, VNIC_FRAME_MAX, VNIC_GUEST_CSUM, VNIC_RX_RING_CAPSULE, vnic_burst,
+    vnic_frame, vnic_rx_ring,
 )
 
 from vnic.burst_kernel import Burst
@@ -25,6 +26,8 @@ cdef enum:
 cdef struct PoolRing:
     char *memory
     vnic_burst *filled
+    uint32_t n_max
+    bint summed  # no frame may say anything of its checksum
     uint32_t reserved  # buffers behind the filled ones that the room holds
 
 
@@ -36,8 +39,13 @@ cdef class Pool:
     cdef readonly object burst
     cdef readonly object capsule
 
-    def __cinit__(self, uint64_t offloads):
-        """``offloads``: GUEST_* feature bits of frames that may stay as they are."""
+    def __cinit__(self, uint64_t offloads, uint32_t n_max=BUFFERS):
+        """``offloads``: GUEST_* feature bits of frames that may stay as they are.
+
+        ``n_max``: how many frames there is room for, at most 256.
+        """
+        if not 0 < n_max <= BUFFERS:
+            raise ValueError(f"a pool has 1 to {BUFFERS} buffers, not {n_max}")
         self.ring.memory = <char *>malloc(<size_t>BUFFERS * VNIC_FRAME_MAX)
         if self.ring.memory == NULL:
             raise MemoryError
@@ -51,7 +59,8 @@ cdef class Pool:
         self.verbs.rollback = rollback
         self.verbs.accept = NULL
         self.verbs.offloads = offloads
-        self.verbs.n_max = BUFFERS
+        self.verbs.n_max = self.ring.n_max = n_max
+        self.ring.summed = not offloads & VNIC_GUEST_CSUM
         self.verbs.header_len = 0
         self.verbs.mergeable = 0
         self.capsule = PyCapsule_New(&self.verbs, VNIC_RX_RING_CAPSULE, NULL)
@@ -86,7 +95,7 @@ cdef uint32_t reserve(void *ring, vnic_burst *buffers, uint32_t n) noexcept nogi
     cdef vnic_frame *buffer
     for i in range(n):
         at = pool.filled.n + pool.reserved
-        if at >= BUFFERS or buffers.n >= buffers.n_max or buffers.n_iov >= buffers.n_iov_max:
+        if at >= pool.n_max or buffers.n >= buffers.n_max or buffers.n_iov >= buffers.n_iov_max:
             return i
         buffer = &buffers.frames[buffers.n]
         buffer.first = buffers.n_iov
@@ -110,6 +119,8 @@ cdef void commit(void *ring, const vnic_frame *buffers, uint32_t n) noexcept nog
         b.frames[b.n] = buffers[i]
         b.frames[b.n].first = b.n
         b.frames[b.n].hdr[10] = b.frames[b.n].hdr[11] = 0
+        if pool.summed:
+            memset(b.frames[b.n].hdr, 0, 12)
         b.iov[b.n].iov_base = pool.memory + <size_t>buffers[i].token * VNIC_FRAME_MAX
         b.iov[b.n].iov_len = buffers[i].len
         b.n += 1
