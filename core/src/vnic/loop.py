@@ -7,7 +7,6 @@ that embedding takes.
 
 from __future__ import annotations
 
-import ctypes
 import heapq
 import itertools
 import logging
@@ -15,8 +14,11 @@ import os
 import select
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Final
+
+from vnic.timerfd import timerfd_create, timerfd_settime
 
 log = logging.getLogger("vnic.loop")
 
@@ -51,7 +53,7 @@ class Watch:
             mask = mask | select.EPOLLOUT if write else mask & ~select.EPOLLOUT
         if mask != self._mask and self._loop is not None:
             self._mask = mask
-            self._loop._epoll.modify(self.fd, mask)
+            self._loop._change(self)
 
     def close(self) -> None:
         """Stop watching; the descriptor stays open.  Twice is allowed."""
@@ -61,7 +63,7 @@ class Watch:
 
 
 class Timer:
-    """A call at a time to come."""
+    """A call at a time to come.  Its ``callback`` is None once it came or was cancelled."""
 
     __slots__ = ("callback", "deadline")
 
@@ -70,7 +72,7 @@ class Timer:
         self.callback: Callable[[], None] | None = callback
 
     def cancel(self) -> None:
-        """The call will not come.  Twice is allowed, and after it came."""
+        """The call will not come.  Twice is allowed, and so is after it came."""
         self.callback = None
 
 
@@ -87,6 +89,7 @@ class Poller:
     def close(self) -> None:
         """Poll it no more.  Twice is allowed."""
         self._loop._pollers = tuple(p for p in self._loop._pollers if p is not self)
+        self.poll = self.arm = _idle  # a round that has begun still comes to it
 
 
 class Loop:
@@ -105,9 +108,9 @@ class Loop:
         self._watches: dict[int, Watch] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
-        self._scheduled: dict[Callable[[], None], None] = {}
+        self._scheduled: OrderedDict[Callable[[], None], None] = OrderedDict()
         self._pollers: tuple[Poller, ...] = ()
-        self._running = False
+        self._stopping = False
         self._paused = False
         self._thread = 0
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -130,7 +133,8 @@ class Loop:
         descriptor stays the caller's; close the watch before it.
         """
         mask = (select.EPOLLIN if read else 0) | (select.EPOLLOUT if write else 0)
-        self._epoll.register(fd, mask)
+        if not self._paused:
+            self._epoll.register(fd, mask)
         watch = self._watches[fd] = Watch(self, fd, callback, mask)
         return watch
 
@@ -159,64 +163,86 @@ class Loop:
     # ---- running by itself
 
     def run(self) -> None:
-        """Run until `stop`."""
-        self._running = True
+        """Run until `stop`; not at all if that has been called since the last run."""
         self._thread = threading.get_ident()
         last_work = self.clock()
         countdown = 0
-        while self._running:
-            if countdown == 0:
-                countdown = _ROUNDS_PER_EPOLL
-                self._look(0.0)
-            countdown -= 1
-            if self._round():
-                last_work = self.clock()
-            elif self._scheduled or (
-                self._pollers and self.clock() - last_work < self._spin_s and not self._paused
-            ):
-                countdown = 0
-            elif not self._arm():
-                self._look(self._sleep_s())
-                countdown = _ROUNDS_PER_EPOLL
-                last_work = self.clock()
-        self._thread = 0
+        try:
+            while not self._stopping:
+                if countdown == 0:
+                    countdown = _ROUNDS_PER_EPOLL
+                    self._look(0.0)
+                countdown -= 1
+                if self._round():
+                    last_work = self.clock()
+                elif not self._paused and (
+                    self._scheduled or (self._pollers and self.clock() - last_work < self._spin_s)
+                ):
+                    countdown = 0
+                elif not self._arm():
+                    self._look(self._sleep_s())
+                    countdown = _ROUNDS_PER_EPOLL
+                    last_work = self.clock()
+        finally:
+            self._stopping = False
+            self._thread = 0
 
     def stop(self) -> None:
         """Have `run` return after what it is doing.  From any thread, or a signal handler."""
-        self._running = False
-        os.eventfd_write(self._wake_fd, 1)
+        self._stopping = True
+        self._wake()
 
     def pause(self) -> None:
-        """Call back nobody until `resume`; what becomes ready meanwhile is seen then."""
-        self._paused = True
+        """Call back nobody until `resume`; what becomes ready meanwhile is seen then.
+
+        When it returns, a callback on another thread has ended.
+        """
+        with self.lock:
+            if not self._paused:
+                self._paused = True
+                # Readiness is a level: what nobody may look at would wake the loop for ever.
+                for fd in self._watches:
+                    self._unregister(fd)
+                self._set_timer_fd()
 
     def resume(self) -> None:
         """Undo `pause`."""
-        self._paused = False
-        os.eventfd_write(self._wake_fd, 1)
+        with self.lock:
+            if self._paused:
+                self._paused = False
+                for watch in list(self._watches.values()):
+                    try:
+                        self._epoll.register(watch.fd, watch._mask)
+                    except OSError:
+                        log.debug("descriptor %d was closed before its watch", watch.fd)
+                        watch.close()
+        self._wake()
 
     # ---- inside another loop
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while `dispatch` has something to do."""
         if self._timer_fd < 0:
-            self._timer_fd = _timerfd_create()
+            self._timer_fd = timerfd_create()
             self._epoll.register(self._timer_fd, select.EPOLLIN)
             self._set_timer_fd()
             if self._scheduled:
-                os.eventfd_write(self._wake_fd, 1)
+                self._wake()
         return self._epoll.fileno()
 
     def dispatch(self, timeout_s: float = 0.0) -> None:
         """Do what is ready, and return; wait at most ``timeout_s`` for it.  Never spins."""
         self._thread = threading.get_ident()
-        self._look(0.0 if self._scheduled else min(timeout_s, self._sleep_s(timeout_s)))
-        rounds = 1
-        while (self._round() or self._arm()) and rounds < _EMBEDDED_ROUNDS:
-            rounds += 1
-        self._thread = 0
-        if rounds == _EMBEDDED_ROUNDS or self._scheduled:
-            os.eventfd_write(self._wake_fd, 1)
+        try:
+            at_once = self._scheduled and not self._paused
+            self._look(0.0 if at_once else min(timeout_s, self._sleep_s(timeout_s)))
+            rounds = 1
+            while (self._round() or self._arm()) and rounds < _EMBEDDED_ROUNDS:
+                rounds += 1
+        finally:
+            self._thread = 0
+        if (rounds == _EMBEDDED_ROUNDS or self._scheduled) and not self._paused:
+            self._wake()
         self._set_timer_fd()
 
     def close(self) -> None:
@@ -232,6 +258,7 @@ class Loop:
         if not self._epoll.closed:
             self._epoll.close()
             os.close(self._wake_fd)
+            self._wake_fd = -1
 
     # ---- one round
 
@@ -241,10 +268,13 @@ class Loop:
         if not events:
             return
         with self.lock:
-            for fd, mask in events:
+            # Whose they are is settled first: a callback may close a descriptor, and the next one
+            # be given its number, and then the old one's hang-up would be the new one's.
+            ready = [(fd, mask, self._watches.get(fd)) for fd, mask in events]
+            for fd, mask, watch in ready:
                 if fd == self._wake_fd or fd == self._timer_fd:
                     _drain(fd)
-                elif not self._paused and (watch := self._watches.get(fd)) is not None:
+                elif watch is not None and watch._loop is self and not self._paused:
                     try:
                         watch.callback(mask)
                     except Exception:
@@ -253,32 +283,50 @@ class Loop:
 
     def _round(self) -> bool:
         """Run what is scheduled, what is due, and what is polled; whether polling found work."""
-        if self._paused:
-            return False
         with self.lock:
-            if self._scheduled:
-                scheduled, self._scheduled = self._scheduled, {}
-                for callback in scheduled:
-                    _call(callback)
+            if self._paused:
+                return False
+            # One by one, so that another thread may add at any time; what is added runs later.
+            for _ in range(len(self._scheduled)):
+                if not self._paused:
+                    _call(self._scheduled.popitem(last=False)[0])
             if self._timers and self._timers[0][0] <= (now := self.clock()):
-                while self._timers and self._timers[0][0] <= now:
-                    timer = heapq.heappop(self._timers)[2]
-                    if timer.callback is not None:
-                        _call(timer.callback)
+                self._run_timers(now)
+            if self._paused:
+                return False
             busy = False
             for poller in self._pollers:
-                if poller.poll():
-                    busy = True
+                try:
+                    busy = poller.poll() or busy
+                except Exception:
+                    log.exception("%s failed; polled no more", _name(poller.poll))
+                    poller.close()
             return busy
 
+    def _run_timers(self, now: float) -> None:
+        due = []
+        while self._timers and self._timers[0][0] <= now:
+            due.append(heapq.heappop(self._timers))
+        for entry in due:
+            if self._paused:
+                heapq.heappush(self._timers, entry)
+                continue
+            timer = entry[2]
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                _call(callback)
+
     def _arm(self) -> bool:
-        if self._paused:
-            return False
         with self.lock:
+            if self._paused:
+                return False
             found = False
             for poller in self._pollers:
-                if poller.arm():
-                    found = True
+                try:
+                    found = poller.arm() or found
+                except Exception:
+                    log.exception("%s failed; polled no more", _name(poller.arm))
+                    poller.close()
             return found or bool(self._scheduled)
 
     def _sleep_s(self, otherwise: float = -1.0) -> float:
@@ -292,28 +340,51 @@ class Loop:
     def _wake_if_elsewhere(self) -> None:
         """The loop's own thread will see it before it sleeps; any other has to wake it."""
         if self._thread != threading.get_ident() and (self._thread or self._timer_fd >= 0):
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._wake_fd >= 0:
             os.eventfd_write(self._wake_fd, 1)
 
     def _set_timer_fd(self) -> None:
         if self._timer_fd >= 0:
             delay_s = self._sleep_s()
-            _timerfd_settime(self._timer_fd, None if delay_s < 0 else delay_s)
+            timerfd_settime(self._timer_fd, None if delay_s < 0 else delay_s)
+
+    def _change(self, watch: Watch) -> None:
+        if self._watches.get(watch.fd) is watch and not self._paused:
+            try:
+                self._epoll.modify(watch.fd, watch._mask)
+            except OSError:
+                log.debug("descriptor %d was closed before its watch", watch.fd)
 
     def _forget(self, watch: Watch) -> None:
         if self._watches.get(watch.fd) is watch:
             del self._watches[watch.fd]
-            try:
-                self._epoll.unregister(watch.fd)
-            except (OSError, ValueError):
-                # Closed before its watch: the kernel has forgotten it already.
-                log.debug("descriptor %d was closed before its watch", watch.fd)
+            if not self._paused:
+                self._unregister(watch.fd)
+
+    def _unregister(self, fd: int) -> None:
+        try:
+            self._epoll.unregister(fd)
+        except (OSError, ValueError):
+            # Closed before its watch: the kernel has forgotten it already.
+            log.debug("descriptor %d was closed before its watch", fd)
 
 
 def _call(callback: Callable[[], None]) -> None:
     try:
         callback()
     except Exception:
-        log.exception("%s failed", getattr(callback, "__qualname__", callback))
+        log.exception("%s failed", _name(callback))
+
+
+def _name(callback: Callable[[], object]) -> object:
+    return getattr(callback, "__qualname__", callback)
+
+
+def _idle() -> bool:
+    return False
 
 
 def _drain(fd: int) -> None:
@@ -321,31 +392,3 @@ def _drain(fd: int) -> None:
         os.read(fd, 8)
     except BlockingIOError:
         return
-
-
-# ---- timerfd, which os has from Python 3.13 on ---------------------------------------------------
-
-
-class _Itimerspec(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_long) for name in ("interval_s", "interval_ns", "value_s", "value_ns")
-    )
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_TFD_NONBLOCK_CLOEXEC: Final = os.O_NONBLOCK | os.O_CLOEXEC
-
-
-def _timerfd_create() -> int:
-    fd = int(_libc.timerfd_create(time.CLOCK_MONOTONIC, _TFD_NONBLOCK_CLOEXEC))
-    if fd < 0:
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error))
-    return fd
-
-
-def _timerfd_settime(fd: int, delay_s: float | None) -> None:
-    """Make it readable in ``delay_s`` seconds; None: never."""
-    delay_ns = 0 if delay_s is None else max(1, int(delay_s * 1e9))
-    spec = _Itimerspec(0, 0, delay_ns // 10**9, delay_ns % 10**9)
-    _libc.timerfd_settime(fd, 0, ctypes.byref(spec), None)
