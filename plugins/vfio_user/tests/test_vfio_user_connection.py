@@ -532,6 +532,44 @@ def test_reads_and_writes_are_answered_with_what_they_were() -> None:
     assert peer.taken()[2:] == [events.WriteRegion(0, 0, b"abcd"), events.WriteRegion(0, 4, b"e")]
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([Command.REGION_READ, Command.REGION_WRITE, Command.REGION_WRITE, 99]),
+            st.sampled_from([0, 3, 0x1FFFE, 256, U64]),
+            st.sampled_from([0, 1, 7, 8]),
+            st.sampled_from([0, 1, 2, 4, 9, MAX_DATA + 1]),
+            st.sampled_from([0, 0, 0x10]),
+        ),
+        max_size=6,
+    ),
+    st.integers(1, 100),
+    st.booleans(),
+)
+def test_plain_accesses_are_answered_as_all_others_are(messages, step, with_fd) -> None:
+    data = b"".join(
+        encode_message(
+            i,
+            command,
+            Raw(RegionAccess(offset, region, count).encode() + bytes(count * (command == 10))),
+            HeaderFlags(flags),
+        )
+        for i, (command, offset, region, count, flags) in enumerate(messages)
+    )
+    outcomes = []
+    for plain in (True, False):
+        peer, error = Peer(), ""
+        if not plain:
+            peer.connection._plain_access = lambda *_: None  # type: ignore[method-assign]
+        try:
+            for at in range(0, len(data), step):
+                peer.feed(data[at : at + step], [7] if with_fd and at == 0 else [])
+        except PeerError as blamed:
+            error = str(blamed)
+        outcomes.append((peer.events, peer.connection.replies(), error, peer.connection.close()))
+    assert outcomes[0] == outcomes[1]
+
+
 @settings(max_examples=300)
 @given(
     st.lists(

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import struct
 from collections.abc import Generator, Sequence
 from enum import Enum
 from typing import Any, Final, TypeAlias
@@ -85,6 +86,13 @@ Reply: TypeAlias = tuple[bytes, tuple[int, ...]]
 """Bytes to send, and the descriptors to send with them, which stay their owner's."""
 
 
+_ACCESS: Final = struct.Struct(Header.LAYOUT.format + RegionAccess.LAYOUT.format.removeprefix("="))
+"""A header, and what follows it in an access to a region."""
+
+_READ, _WRITE = int(Command.REGION_READ), int(Command.REGION_WRITE)
+_REPLY, _NO_REPLY = int(HeaderFlags.REPLY), int(HeaderFlags.NO_REPLY)
+
+
 class State(Enum):
     """Spec: vfio-user, "Connection Initiation"."""
 
@@ -138,6 +146,8 @@ class Connection:
             Irq.ERR: 1,  # QEMU warns of a device without it
             Irq.REQ: 0,
         }
+        self._sizes = {index: bar.size for index, bar in function.bars.items()}
+        self._sizes[Region.CONFIG] = CONFIG_SIZE
         self._buffer = b""
         self._fds: list[int] = []
         """Of the message that is under way."""
@@ -176,6 +186,20 @@ class Connection:
     def _steps(self) -> Generator[events.Event, Any, None]:
         data, at, end = self._buffer, 0, len(self._buffer)
         while end - at >= Header.SIZE:
+            access = self._plain_access(data, at, end)
+            if access is not None:
+                number, command, size, flags, _, offset, region, count = access
+                at += size
+                if command == _READ:
+                    content = yield events.ReadRegion(region, offset, count)
+                else:
+                    yield events.WriteRegion(region, offset, data[at - count : at])
+                    content = b""
+                if not flags:
+                    size, flags = _ACCESS.size + len(content), _REPLY
+                    reply = _ACCESS.pack(number, command, size, flags, 0, offset, region, count)
+                    self._replies.append((reply + content, ()))
+                continue
             header = Header.decode(data[at : at + Header.SIZE])
             form = check_header(header)
             if at + header.size > end:
@@ -191,6 +215,26 @@ class Connection:
         self._buffer = data[at:]
         if at != end:
             self._take_new_fds()
+
+    def _plain_access(self, data: bytes, at: int, end: int) -> tuple[int, ...] | None:
+        """Return the fields of a whole message that reads or writes registers, and nothing odd.
+
+        Nearly all messages are, and the guest stands still until a read is answered: this path
+        takes a third of the time of the other, which does the same, and everything else.
+        """
+        if end - at < _ACCESS.size or self.state is not State.READY or self._fds or self._new_fds:
+            return None
+        fields = _ACCESS.unpack_from(data, at)
+        _, command, size, flags, _, offset, region, count = fields
+        if (
+            size == (_ACCESS.size if command == _READ else _ACCESS.size + count)
+            and (command == _READ or (command == _WRITE and size <= end - at))
+            and flags in (0, _NO_REPLY)
+            and 0 < count <= MAX_DATA
+            and offset + count <= self._sizes.get(region, 0)
+        ):
+            return fields
+        return None
 
     def _take_new_fds(self) -> None:
         """Give what came with this chunk to its last message, the one whose bytes end it.
@@ -329,7 +373,7 @@ class Connection:
         _check_argsz(payload)
         if payload.index >= N_REGIONS:
             raise RefusalError(errno.EINVAL, f"region {payload.index}; there are {N_REGIONS}")
-        size = self._region_size(payload.index)
+        size = self._sizes.get(payload.index, 0)
         flags = RegionFlags.READ | RegionFlags.WRITE if size else RegionFlags(0)
         info = RegionInfo(index=payload.index, flags=flags, size=size)
         bar = self._function.bars.get(payload.index)
@@ -427,19 +471,13 @@ class Connection:
         return any(known.mapped for known in self.ranges.values())
 
     def _check_access(self, region: int, offset: int, count: int) -> None:
-        if not 0 < count <= MAX_DATA or offset + count > self._region_size(region):
+        size = self._sizes.get(region, 0)
+        if not 0 < count <= MAX_DATA or offset + count > size:
             raise RefusalError(
                 errno.EINVAL,
-                f"{count:#x} bytes at {offset:#x} of region {region}, which has "
-                f"{self._region_size(region):#x}; at most {MAX_DATA:#x} at once",
+                f"{count:#x} bytes at {offset:#x} of region {region}, which has {size:#x}; at most "
+                f"{MAX_DATA:#x} at once",
             )
-
-    def _region_size(self, index: int) -> int:
-        """Return 0 for a region that does not exist."""
-        if index == Region.CONFIG:
-            return CONFIG_SIZE
-        bar = self._function.bars.get(index)
-        return bar.size if bar is not None else 0
 
     def _irq_count(self, index: int) -> int:
         if index >= len(Irq):
