@@ -50,7 +50,7 @@ def line_latency_ns(cpu_a: int, cpu_b: int) -> float:
     ns = (ctypes.c_double * _CHUNKS)()
     if library().line_latency(cpu_a, cpu_b, ns, _CHUNKS) != 0:
         raise OSError("no threads to be had for the latency probe")
-    return statistics.quantiles(ns, n=4)[0]
+    return float(statistics.quantiles(ns, n=4)[0])
 
 
 class _Slots(ctypes.Structure):

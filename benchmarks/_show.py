@@ -60,7 +60,7 @@ def _text(value: object) -> str:
         case float() if math.isnan(value):
             return "-"
         case float():
-            return f"{value:.0f}" if value >= 1000 else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+            return f"{value:.3g}" if value < 100 else f"{value:.0f}"
         case list():
             return " ".join(map(str, value))
         case _:
