@@ -87,6 +87,27 @@ def coherent(features: Features) -> Features:
     return features
 
 
+_ASKS: Final = (
+    (Features.CSUM, Features.GUEST_CSUM),
+    (Features.HOST_TSO4, Features.GUEST_TSO4),
+    (Features.HOST_TSO6, Features.GUEST_TSO6),
+    (Features.HOST_ECN, Features.GUEST_ECN),
+    (Features.HOST_USO, Features.GUEST_USO4 | Features.GUEST_USO6),
+)
+
+
+def asked_by(offloads: Features) -> Features:
+    """Return what headers may ask for, given HOST_* bits: the GUEST_* bits of who takes that.
+
+    It is how the kernels say what a header asks for (``vnic_hdr_needs`` of vnic.h).
+    """
+    asks = NONE
+    for granted, ask in _ASKS:
+        if granted in offloads:
+            asks |= ask
+    return asks
+
+
 def names(features: Features) -> str:
     """Return the bits by name, lowest first: ``CSUM HOST_TSO4``; unknown bits as numbers."""
     known = [bit for bit in Features if bit in features]

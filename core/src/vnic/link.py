@@ -17,9 +17,11 @@ import attrs
 
 from vnic.burst import Burst, Room
 from vnic.errors import BackendError
-from vnic.features import NONE, OFFLOADS, Features
+from vnic.features import HOST_OFFLOADS, NONE, OFFLOADS, Features, asked_by, coherent
 from vnic.hookspecs import BackendHooks
 from vnic.joint import Joint, JointWatch
+from vnic.link_kernel import COUNTERS as CUTTER_COUNTERS
+from vnic.link_kernel import Cutter
 from vnic.loop import Loop
 from vnic.registry import Hooks, resolve_hooks
 
@@ -92,7 +94,9 @@ COUNTERS = {
     "tx_full": "times the backend was full and frames waited in the guest's ring",
     "tx_drop_link_down": "frames from the guest while there was no host network",
     "tx_drop_error": "frames of bursts during which the backend failed",
+    "tx_drop_partly": "frames whose first segments were sent, when the guest's device was reset",
     "rx_discarded": "frames for the guest thrown away while it had no receiver",
+    **CUTTER_COUNTERS,
 }
 
 
@@ -112,6 +116,8 @@ class Link:
         self._layers: tuple[Layer, ...] = ()
         self._receiving = Receiving.OFF
         self._send: Callable[[Burst], int] = _take_all
+        self._stack_send: Callable[[Burst], int] = _take_all
+        self._cutter = Cutter()
         self._recv: Callable[[Room], int] = _has_none
         self._enables: tuple[Callable[[], None], ...] = ()
         self._disables: tuple[Callable[[], None], ...] = ()
@@ -143,8 +149,9 @@ class Link:
             self.close()
             raise
         if beneath is not None:
-            self._send = beneath.send
+            self._send = self._stack_send = beneath.send
             self._recv = beneath.recv
+            self._cutter.reset()
         hooks_of_all = [layer.hooks for layer in self._layers]
         self._enables = tuple(h.recv_enable for h in hooks_of_all if h.recv_enable)
         self._disables = tuple(h.recv_disable for h in hooks_of_all if h.recv_disable)
@@ -154,6 +161,7 @@ class Link:
         """Close the stack, top first.  Twice is allowed."""
         layers, self._layers = self._layers, ()
         self._send, self._recv = _take_all, _has_none
+        self._stack_send = _take_all
         self._enables = self._disables = ()
         for layer in layers:
             try:
@@ -176,12 +184,25 @@ class Link:
                     return NONE
         return NONE
 
+    @property
+    def offers(self) -> Features:
+        """The offloads that a frontend may offer its driver.
+
+        All HOST_*, since the link does what the stack lacks; GUEST_* as the stack has them.
+        """
+        return coherent(self.capabilities | HOST_OFFLOADS)
+
     def set_features(self, features: Features) -> None:
         """Tell the stack the exact offloads in force from the next burst on."""
+        has = self.capabilities
+        lacking = asked_by(Features(HOST_OFFLOADS & ~has))
+        self._cutter.lack(int(lacking))
+        self._send = self._send_cut if lacking else self._stack_send
+        features = coherent(features & has)
         for layer in self._layers:
             if layer.hooks.set_capabilities is not None:
                 try:
-                    layer.hooks.set_capabilities(features & OFFLOADS)
+                    layer.hooks.set_capabilities(features)
                 except Exception as error:
                     self._broke("set_capabilities", error)
                     return
@@ -206,6 +227,27 @@ class Link:
         if taken < n:
             self.counts["tx_full"] += 1
         return taken
+
+    def _send_cut(self, burst: Burst) -> int:
+        """Send through a stack that lacks an offload: as plain frames, where one asks for it."""
+        cutter, send = self._cutter, self._stack_send
+        if not cutter.wanted(burst):
+            return send(burst)
+        n, done = len(burst), 0
+        while done < n:
+            offered = cutter.fill(burst, done)
+            taken = send(cutter.lane) if offered else 0
+            if not 0 <= taken <= offered:
+                raise ValueError(f"it took {taken} frames of {offered}")
+            done += cutter.taken(taken)
+            if taken < offered:
+                break
+        return done
+
+    def send_reset(self) -> None:
+        """What a short `send` has left with the frontend will not be offered again."""
+        if self._cutter.reset():
+            self.counts["tx_drop_partly"] += 1
 
     def recv(self, room: Room) -> int:
         """Have the stack deliver what is pending; return how many frames were consumed.
@@ -261,7 +303,7 @@ class Link:
 
     def counters(self) -> dict[str, int]:
         """Return the link's counters, the backend's own among them."""
-        return dict(self.counts)
+        return dict(self.counts) | {name: n for name, n in self._cutter.counters.items() if n}
 
     # ---- what comes from the stack
 

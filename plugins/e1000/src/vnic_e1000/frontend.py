@@ -271,6 +271,7 @@ class Plugin:
         """The driver has reset the device."""
         self._waiting = False
         self._was_low = False
+        self._link.send_reset()
         self.mode_changed()
 
     def _reset_device(self) -> None:

@@ -22,7 +22,7 @@ from vnic import Features, hookimpl
 from vnic.burst import Burst, Room
 from vnic.config import default_mac
 from vnic.errors import PeerError
-from vnic.features import HOST_OFFLOADS, NONE, OFFLOADS, coherent, names
+from vnic.features import HOST_OFFLOADS, NONE, OFFLOADS, asked_by, names
 from vnic.hookspecs import Host, QueueAddresses, ResetKind
 from vnic.link import Link
 from vnic.loop import Poller
@@ -48,15 +48,6 @@ RING_FEATURES: Final = (
     | Features.EVENT_IDX
     | Features.IN_ORDER
 )
-
-_ASKS: Final = (
-    (Features.CSUM, Features.GUEST_CSUM),
-    (Features.HOST_TSO4, Features.GUEST_TSO4),
-    (Features.HOST_TSO6, Features.GUEST_TSO6),
-    (Features.HOST_ECN, Features.GUEST_ECN),
-    (Features.HOST_USO, Features.GUEST_USO4 | Features.GUEST_USO6),
-)
-"""What a negotiated offload lets a header ask for, as the bit of who would take such a frame."""
 
 VIRTIO_NET_S_LINK_UP: Final = 1
 
@@ -227,7 +218,7 @@ class Plugin:
         if self._options.mtu is not None:
             offered |= Features.MTU
         if self._options.offload:
-            offered |= coherent(self._link.capabilities)
+            offered |= self._link.offers
         return offered
 
     def set_features(self, features: Features) -> None:
@@ -256,7 +247,7 @@ class Plugin:
         self._interrupts[index] = interrupt
         if index == TRANSMITQ:
             self._tx = TxRing(self._host.memory, queue, **options)
-            self._tx.allow(_may_ask(features))
+            self._tx.allow(int(asked_by(features)))
             self._waiting = False
             self._host.schedule(self.transmit)
         else:
@@ -283,6 +274,7 @@ class Plugin:
             base = self._tx.base
             self._counts.update(self._tx.counters)
             self._tx = None
+            self._link.send_reset()
         elif index == RECEIVEQ and self._rx is not None:
             self._link.recv_discard()
             base = self._rx.base
@@ -338,14 +330,6 @@ class Plugin:
     def _check_index(self, index: int) -> None:
         if not 0 <= index < self.n_queues:
             raise PeerError(f"queue {index}: this device has {self.n_queues}")
-
-
-def _may_ask(features: Features) -> int:
-    asks = NONE
-    for negotiated, ask in _ASKS:
-        if negotiated in features:
-            asks |= ask
-    return int(asks)
 
 
 def _nobody() -> None:
