@@ -54,9 +54,14 @@ TRUNCATED_S: Final = 0.5
 BACKINGS_MAX: Final = 8
 """Files of guest memory that are looked at to find out whether the VMM shares them."""
 
+LOOKED_AT: Final = 32 << 20
+"""Bytes of each.  Firmware and kernel are within them, and leave something in the first page; to
+find nothing takes some ten milliseconds, once.
+"""
+
 PRIVATE: Final = (
-    "the guest runs, and not a page of its memory is in the file that the VMM passes: the VMM has "
-    "mapped it for itself, and no frame can be found or delivered; give the guest shared memory: "
+    "the guest runs, and its memory is empty as the VMM passes it: the VMM has mapped it for "
+    "itself, and no frame can be found or delivered; give the guest shared memory: "
     "-object memory-backend-memfd,...,share=on"
 )
 
@@ -298,11 +303,11 @@ class Session:
         """Say if guest memory is the VMM's alone, as soon as the guest is sure to run.
 
         A VMM that maps its file privately passes the descriptor all the same: what the guest
-        writes is then in the VMM's copies, and the file stays as empty as it was made.  Whoever
-        lets the device use memory has used some.
+        writes is then in the VMM's copies, and the file stays as it was made.  Whoever lets the
+        device use memory has used some.
         """
         if self._backings and self._function.bus_master:
-            if not any(os.fstat(fd).st_blocks for fd in self._backings.values()):
+            if all(map(_is_empty, self._backings.values())):
                 log.error("%s: %s", self._nic.name, PRIVATE)
             self._forget_backings()
 
@@ -325,6 +330,21 @@ def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     return list(fds)
+
+
+def _is_empty(fd: int) -> bool:
+    """Return whether there are only zeroes where a running guest has left something."""
+    nothing = bytes(CHUNK)
+    for at in range(0, LOOKED_AT, CHUNK):
+        try:
+            piece = os.pread(fd, CHUNK, at)
+        except OSError:  # whatever it is, it isn't known to be empty
+            return False
+        if not piece:
+            break
+        if piece != nothing[: len(piece)]:
+            return False
+    return True
 
 
 def _close_all(fds: Iterable[int]) -> None:

@@ -104,7 +104,7 @@ class Vmm:
         self.fds: list[int] = []
         """What came with the last message."""
         self._eventfds: dict[tuple[int, int], int] = {}
-        self._next_gpa = GPA
+        self._next_gpa = GPA + 0x1000
         self._number = 0
         sock.settimeout(0.0 if pump else timeout_s)
 
@@ -253,7 +253,7 @@ class Vmm:
         if sealed:
             fcntl.fcntl(self.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
         self.memory.add(GPA, size, fd=self.memory_fd)
-        self.memory.view(GPA, 1)[0] = 0  # a guest that runs has used some
+        self.memory.view(GPA, 1)[0] = 1  # a guest that runs has left something
         self.map(GPA, size, self.memory_fd)
 
     def map(
