@@ -9,7 +9,9 @@ checked, and used from there; chains are bounded by the ring's size; a ring that
 gets an error, is touched no more, and its device stops.  Nothing here blocks or raises.
 
 Preconditions of the raw parts: `Vring.desc`, `avail` and `used` each lie whole in one region, whose
-mapping the ring keeps by views of it; ``memory`` outlives the ring.  `Ring.__init__` sees to both.
+mapping the ring keeps by views of it; ``memory`` outlives the ring.  `Ring._place` sees to both.
+A VMM may take that region away: each call from outside begins with `Ring._reach`, and no memory
+changes until it returns.
 
 Work is done in stages over small batches, so that the cache lines of later frames are on their way
 while earlier ones are handled: heads, then descriptors, then headers.
@@ -84,6 +86,9 @@ cdef struct Desc:
 
 cdef struct Vring:
     vnic_memory *memory
+    uint64_t desc_gpa
+    uint64_t avail_gpa
+    uint64_t used_gpa
     Desc *desc
     uint16_t *avail       # flags, idx, ring[size], used_event
     uint16_t *used        # flags, idx, {id, len}[size] of 32 bits each, avail_event
@@ -98,6 +103,7 @@ cdef struct Vring:
     bint polled           # notifications are suppressed
     bint event_idx
     bint indirect
+    bint lost             # its memory was taken away: the pointers are stale
     RingError error
     uint64_t error_a
     uint64_t error_b
@@ -108,6 +114,13 @@ cdef inline void fail(Vring *v, RingError error, uint64_t a, uint64_t b) noexcep
         v.error = error
         v.error_a = a
         v.error_b = b
+
+
+cdef inline bint in_place(Vring *v) noexcept nogil:
+    """Whether each part of the ring is mapped where it was."""
+    return vnic_translate(v.memory, v.desc_gpa, 16 * v.size, VNIC_READ) == v.desc \
+        and vnic_translate(v.memory, v.avail_gpa, 6 + 2 * v.size, VNIC_READ) == v.avail \
+        and vnic_translate(v.memory, v.used_gpa, 6 + 8 * v.size, VNIC_WRITE) == v.used
 
 
 # ---- the avail ring ----------------------------------------------------------------------------
@@ -306,7 +319,9 @@ cdef class Ring:
 
     cdef Vring v
     cdef object memory
+    cdef object queue
     cdef tuple views  # of the region behind each part: their mapping lives as long as the ring
+    cdef bint found   # it was lost, and has not been looked at since
 
     def __init__(self, memory, queue, *, event_idx, indirect, header_len):
         """``queue`` is a `vnic.hookspecs.QueueAddresses`.
@@ -320,6 +335,28 @@ cdef class Ring:
         size = queue.size
         if not 1 <= size <= SIZE_MAX or size & (size - 1):
             raise PeerError(f"queue size {size}: not a power of two up to {SIZE_MAX}")
+        memset(v, 0, sizeof(Vring))
+        v.memory = <vnic_memory *>PyCapsule_GetPointer(memory.capsule, VNIC_MEMORY_CAPSULE)
+        v.size = size
+        v.header_len = header_len
+        v.next_avail = v.done_avail = v.seen_avail = queue.base
+        v.next_used = v.shown_used = queue.base
+        v.event_idx = event_idx
+        v.indirect = indirect
+        self.memory = memory
+        self.queue = queue
+        self._place()
+
+    def _place(self):
+        """Find the ring's parts in memory.
+
+        Raises: PeerError, with nothing changed.
+        """
+        from vnic.errors import PeerError
+
+        cdef Vring *v = &self.v
+        cdef uint32_t size = v.size
+        queue, memory = self.queue, self.memory
         views = []
         for part, gpa, align, n in (
             ("descriptor table", queue.desc_gpa, 16, 16 * size),
@@ -331,21 +368,37 @@ cdef class Ring:
             if not memory.covers(gpa, n, part == "used ring"):
                 raise PeerError(f"{part} at {gpa:#x}, {n:#x} bytes: not whole in one region")
             views.append(memory.view(gpa, n))
-        self.memory = memory
-        self.views = tuple(views)
-        memset(v, 0, sizeof(Vring))
-        v.memory = <vnic_memory *>PyCapsule_GetPointer(memory.capsule, VNIC_MEMORY_CAPSULE)
-        v.desc = <Desc *>vnic_translate(v.memory, queue.desc_gpa, 16 * size, VNIC_READ)
-        v.avail = <uint16_t *>vnic_translate(v.memory, queue.avail_gpa, 6 + 2 * size, VNIC_READ)
-        v.used = <uint16_t *>vnic_translate(v.memory, queue.used_gpa, 6 + 8 * size, VNIC_WRITE)
-        if <uintptr_t>v.desc % 16 or <uintptr_t>v.avail % 2 or <uintptr_t>v.used % 4:
+        desc = <Desc *>vnic_translate(v.memory, queue.desc_gpa, 16 * size, VNIC_READ)
+        avail = <uint16_t *>vnic_translate(v.memory, queue.avail_gpa, 6 + 2 * size, VNIC_READ)
+        used = <uint16_t *>vnic_translate(v.memory, queue.used_gpa, 6 + 8 * size, VNIC_WRITE)
+        if <uintptr_t>desc % 16 or <uintptr_t>avail % 2 or <uintptr_t>used % 4:
             raise PeerError("queue: its region is mapped at an odd offset")
-        v.size = size
-        v.header_len = header_len
-        v.next_avail = v.done_avail = v.seen_avail = queue.base
-        v.next_used = v.shown_used = queue.base
-        v.event_idx = event_idx
-        v.indirect = indirect
+        v.desc_gpa, v.avail_gpa, v.used_gpa = queue.desc_gpa, queue.avail_gpa, queue.used_gpa
+        v.desc, v.avail, v.used = desc, avail, used
+        self.views = tuple(views)
+
+    cdef bint _reach(self):
+        """Whether the ring is in memory now; while it is not the queue rests."""
+        if not self.v.lost and in_place(&self.v):
+            return True
+        return self._find()
+
+    cdef bint _find(self):
+        """Let go of the memory that was taken away, and see whether it has been given back.
+
+        Perhaps it is elsewhere of ours then; all of it is looked at anew.
+        """
+        from vnic.errors import PeerError
+
+        self.v.lost = True
+        self.views = ()
+        try:
+            self._place()
+        except PeerError:
+            return False
+        self.v.lost = False
+        self.found = True
+        return True
 
     @property
     def base(self) -> int:
@@ -364,19 +417,22 @@ cdef class Ring:
 
         Or has broken the ring: whoever goes on with it is told.
         """
-        return self.v.error == FINE and look(&self.v)
+        if self.v.error != FINE or not self._reach():
+            return False
+        found, self.found = self.found, False
+        return look(&self.v) or found
 
     def park(self):
         """Ask the driver not to notify, while the ring is polled."""
         cdef Vring *v = &self.v
-        if v.error != FINE:
+        if v.error != FINE or not self._reach():
             return
         if not v.polled or (v.event_idx and <uint16_t>(v.seen_avail - v.parked) > PARK_AGAIN):
             park(v)
 
     def arm(self) -> bool:
         """Ask to be notified of more than was seen, and look once more: whether there is."""
-        return arm(&self.v)
+        return self._reach() and (arm(&self.v) or self.found)
 
 
 # ---- from the guest ----------------------------------------------------------------------------
@@ -404,11 +460,13 @@ cdef class TxRing(Ring):
 
     def ready(self) -> bool:
         """Whether there is anything to parse, or an error to report."""
-        return available(&self.v) != 0 or self.v.error != FINE
+        if self.v.error != FINE:
+            return True
+        return self._reach() and (available(&self.v) != 0 or self.v.error != FINE)
 
     def arm(self) -> bool:
         """Ask to be notified of more; whether there is anything to parse after all."""
-        return arm(&self.v) or self.v.seen_avail != self.v.next_avail
+        return self._reach() and (arm(&self.v) or self.v.seen_avail != self.v.next_avail)
 
     def parse(self, burst):
         """Fill the burst with the oldest frames that are not completed; return how many.
@@ -417,7 +475,7 @@ cdef class TxRing(Ring):
         are counted and given back when they are the oldest.
         """
         cdef vnic_burst *b = <vnic_burst *>PyCapsule_GetPointer(burst.capsule, VNIC_BURST_CAPSULE)
-        cdef uint32_t n = available(&self.v)
+        cdef uint32_t n = available(&self.v) if self._reach() else 0
         b.n = b.n_iov = 0
         if n == 0:
             return 0
@@ -608,6 +666,8 @@ cdef uint32_t reserve(void *ring, vnic_burst *b, uint32_t n) noexcept nogil:
     cdef uint64_t total
     cdef vnic_frame *buffer
     cdef int result
+    if v.lost or not in_place(v):
+        return 0
     while done < n:
         k = available(v)
         if k > BATCH:
