@@ -312,6 +312,8 @@ class Link:
         return self._receiving is not Receiving.PAUSED
 
     def _readable(self) -> None:
+        if not self._layers:
+            return
         if self._taking:
             # Said from within recv, of what that leaves behind; heard when it is over.
             self.loop.schedule(self._readable)
@@ -324,6 +326,8 @@ class Link:
                 self._broke("the frontend's receive", error)
 
     def _writable(self) -> None:
+        if not self._layers:
+            return
         try:
             self.on_writable()
         except Exception as error:
@@ -380,7 +384,9 @@ class Link:
             self._told_up = self.is_up
             self.on_changed(self.is_up)
         if not self.is_up:
-            self._writable()  # what waited for room is dropped and counted, not kept for ever
+            # What waits on either side is dropped and counted, not kept for ever.
+            self._readable()
+            self._writable()
 
     def _broke(self, what: str, error: Exception) -> None:
         """A plugin is somebody's code: when it raises, the link goes down and the NIC lives.
