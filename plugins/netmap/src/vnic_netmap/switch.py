@@ -8,7 +8,6 @@ burst at the most, or dropped and counted.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from typing import Final
 
@@ -27,7 +26,9 @@ COUNTERS: Final = {
     "vale_waits": "bursts that had to wait for a full port",
     "vale_drop_full": "frames for this port dropped because its guest posted no room in time",
     "vale_drop_flood": "flooded frames for this port dropped because it was full",
+    "vale_drop_left": "frames queued for this port when it left the switch",
     "vale_drop_nowhere": "frames from this port for an address that is behind it",
+    "vale_drop_loop": "frames that came back to the switch while it was delivering",
 }
 
 
@@ -39,18 +40,20 @@ class Port:
         self.index = index
         self.name = name
         self.link = link
-        self.paused = False
+        self._paused = False
         self._offered: Burst | None = None  # on loan from a sender, for the time of its send
         self._taken = 0
         self._queue: deque[tuple[bytes, bytes]] = deque()
         self._waiting: list[Port] = []  # senders that hold frames for this port
         self._timer: Timer | None = None
-        self._stalled = False
+        self._full_since: float | None = None  # when a sender began to wait, and no frame got in
+        self._stalled = False  # since then it was too long: drop, and hold up nobody
+        self._turn = 0  # the index from which on senders are let go
 
     @property
     def full(self) -> bool:
         """Whether a frame for this port would have to wait."""
-        return (self.paused or bool(self._queue)) and not self._stalled
+        return (self._paused or bool(self._queue)) and not self._stalled
 
     def send(self, burst: Burst) -> int:
         """Take frames from this port's guest to where they belong."""
@@ -66,6 +69,8 @@ class Port:
             taken = room.put(self._offered, self._taken)
             self._taken += taken
             n += taken
+        if n:
+            self._full_since, self._stalled = None, False
         if not room.full:
             self._has_room()
         return n
@@ -77,19 +82,33 @@ class Port:
         if self._offered is not None:
             n += len(self._offered) - self._taken
             self._taken = len(self._offered)
+        self._full_since, self._stalled = None, False
         self._has_room()
         return n
 
+    def enable(self) -> None:
+        """The guest may have room again: give it what was queued, let the senders go."""
+        self._paused = False
+        if self._queue:
+            self.link.readable()
+        else:
+            self._has_room()
+
+    def disable(self) -> None:
+        """The guest has no room."""
+        self._paused = True
+
     def offer(self, burst: Burst) -> int:
         """Have this port's guest take frames now; return how many it took, or refused for good."""
-        if self._stalled:
-            self.link.count("vale_drop_full", len(burst))
-            return len(burst)
         self._offered, self._taken = burst, 0
         try:
-            self.link.readable()
+            if not self._paused and not self._queue:
+                self.link.readable()
         finally:
             self._offered = None
+        if self._stalled:
+            self.link.count("vale_drop_full", len(burst) - self._taken)
+            return len(burst)
         return self._taken
 
     def keep(self, frame: bytes, header: bytes) -> None:
@@ -102,15 +121,23 @@ class Port:
         if sender not in self._waiting:
             self._waiting.append(sender)
         if self._timer is None:
-            self._timer = self.link.timer(FULL_S, self._give_up)
+            # From when the first frame waited, whatever the guest says since: one that only
+            # claims to have room would hold up its senders for ever.
+            now = self.switch.loop.clock()
+            if self._full_since is None:
+                self._full_since = now
+            delay_s = max(0.0, self._full_since + FULL_S - now)
+            self._timer = self.switch.loop.timer(delay_s, self._give_up)
 
     def close(self) -> None:
-        """Leave.  Whoever waits for room here is let go."""
+        """Leave.  Whoever waits for room here is let go, and what still comes is dropped."""
+        if self._queue:
+            self.link.count("vale_drop_left", len(self._queue))
         self._queue.clear()
         self._has_room()
+        self._paused = self._stalled = True
 
     def _has_room(self) -> None:
-        self._stalled = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -122,7 +149,16 @@ class Port:
         self._wake()
 
     def _wake(self) -> None:
+        """Tell those who wait, each time another one first: the first may take all the room."""
+        if not self._waiting:
+            return
+        if self.switch.busy:
+            # Not from within a send: who is told may send at once, and that would look like a loop.
+            self.switch.loop.schedule(self._wake)
+            return
         waiting, self._waiting = self._waiting, []
+        waiting.sort(key=lambda sender: (sender.index - self._turn) % PORTS_MAX)
+        self._turn = waiting[0].index + 1
         for sender in waiting:
             sender.link.writable()
 
@@ -136,7 +172,8 @@ class Switch:
         self.ports: dict[int, Port] = {}
         self._forwarding = Forwarding()
         self._lane = Burst()
-        self._busy = False
+        self.busy = False
+        """Whether frames are being delivered just now."""
 
     def add(self, name: str, link: Joint) -> Port:
         """Give a place at the switch.
@@ -166,13 +203,13 @@ class Switch:
 
     def forward(self, sender: Port, burst: Burst) -> int:
         """Deliver a burst; return how many of its frames were taken."""
-        if self._busy:
+        if self.busy:
             # A port that is patched to another of this switch: frames would go round in a loop.
-            sender.link.count("vale_drop_nowhere", len(burst))
+            sender.link.count("vale_drop_loop", len(burst))
             return len(burst)
-        self._busy = True
+        self.busy = True
         try:
-            to = self._forwarding.route(burst, sender.index, int(time.monotonic()))
+            to = self._forwarding.route(burst, sender.index, int(self.loop.clock()))
             if to == MIXED:
                 return self._forward_mixed(sender, burst)
             port = self.ports[to]
@@ -181,7 +218,7 @@ class Switch:
                 port.wait(sender)
             return taken
         finally:
-            self._busy = False
+            self.busy = False
 
     def _forward_mixed(self, sender: Port, burst: Burst) -> int:
         """Deliver to several ports, each its frames in order.
@@ -196,7 +233,8 @@ class Switch:
         for index, first in destinations:
             if first < cut and self.ports[index].full:
                 cut, waits_for = first, self.ports[index]
-        to_all = forwarding.n_to_all > 0
+        n_to_all, n_nowhere = forwarding.tally(cut)
+        to_all = n_to_all > 0
         ports = (
             [port for port in self.ports.values() if port is not sender]
             if to_all
@@ -209,13 +247,14 @@ class Switch:
             taken = 0 if port.full else port.offer(lane)
             if taken < n:
                 unicast = forwarding.unicast(lane, taken)
-                port.link.count("vale_drop_flood", n - taken - len(unicast))
+                if n - taken > len(unicast):
+                    port.link.count("vale_drop_flood", n - taken - len(unicast))
                 for i in unicast:
                     port.keep(bytes(lane[i]), lane.header(i))
-        if to_all:
-            sender.link.count("vale_to_all", forwarding.n_to_all)
-        if forwarding.n_nowhere and waits_for is None:
-            sender.link.count("vale_drop_nowhere", forwarding.n_nowhere)
+        if n_to_all:
+            sender.link.count("vale_to_all", n_to_all)
+        if n_nowhere:
+            sender.link.count("vale_drop_nowhere", n_nowhere)
         if waits_for is not None:
             waits_for.wait(sender)
         return cut

@@ -9,7 +9,7 @@ the bytes under us, so addresses are read once.
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from vnic_abi cimport (
     VNIC_BURST_CAPSULE, VNIC_BURST_MAX, iovec, vnic_burst, vnic_cursor, vnic_frame, vnic_gather,
@@ -49,10 +49,7 @@ cdef class Forwarding:
     cdef uint16_t first[256]             # index of a destination's first frame
     cdef uint8_t order[256]              # destinations, as they first appear
     cdef uint32_t n_order
-    cdef readonly uint32_t n_nowhere
-    """Frames of the last burst that belong on the port they came from."""
-    cdef readonly uint32_t n_to_all
-    """Frames of the last burst that go to all other ports."""
+    cdef uint32_t n                      # frames of that burst
 
     def __cinit__(self, uint32_t age_s=300):
         self.age_s = age_s
@@ -82,6 +79,18 @@ cdef class Forwarding:
         cdef uint32_t i
         return [(self.order[i], self.first[self.order[i]]) for i in range(self.n_order)
                 if self.order[i] < NOWHERE]
+
+    def tally(self, uint32_t limit):
+        """Return how many of the last burst's frames before ``limit`` go to all other ports, and
+        how many nowhere, because they belong on the port they came from.
+        """
+        cdef uint32_t i, n_to_all = 0, n_nowhere = 0
+        for i in range(limit if limit < self.n else self.n):
+            if self.to[i] == TO_ALL:
+                n_to_all += 1
+            elif self.to[i] == NOWHERE:
+                n_nowhere += 1
+        return n_to_all, n_nowhere
 
     def select(self, burst, lane, uint32_t port, uint32_t limit, bint all_too):
         """Make ``lane`` the frames before ``limit`` that go to a port, in order; return how many.
@@ -157,7 +166,9 @@ cdef void route_frames(Forwarding f, vnic_burst *b, uint32_t port, uint32_t now_
     cdef bint seen[256]
     for i in range(256):
         seen[i] = False
-    f.n_order = f.n_nowhere = f.n_to_all = 0
+    memset(addresses, 0, sizeof(addresses))  # a frame may be shorter than they are
+    f.n_order = 0
+    f.n = b.n
     for i in range(b.n):
         frame = &b.frames[i]
         iov = b.iov + frame.first
@@ -178,14 +189,11 @@ cdef void route_frames(Forwarding f, vnic_burst *b, uint32_t port, uint32_t now_
                 learn(f, src, port, now_s)
         if dst != last_dst:
             last_dst = dst
-            to = TO_ALL if is_group(dst) else find(f, dst, now_s)
+            # Zero is nobody's, and what marks a free place in the table.
+            to = TO_ALL if is_group(dst) or dst == 0 else find(f, dst, now_s)
             if to == port:
                 to = NOWHERE
         f.to[i] = to
-        if to == TO_ALL:
-            f.n_to_all += 1
-        elif to == NOWHERE:
-            f.n_nowhere += 1
         if not seen[to]:
             seen[to] = True
             f.first[to] = i

@@ -60,12 +60,12 @@ class Vale:
     @hookimpl
     def recv_enable(self) -> None:
         """The guest has room."""
-        self._open().paused = False
+        self._open().enable()
 
     @hookimpl
     def recv_disable(self) -> None:
         """The guest has none: this port is full."""
-        self._open().paused = True
+        self._open().disable()
 
     @hookimpl
     def get_capabilities(self) -> Features:
