@@ -13,7 +13,6 @@ from vnic.loop import Loop
 from vnic.testing.contract import BackendContract, Outside
 from vnic_tap import Plugin
 
-
 ETH_P_ALL = 3
 
 
@@ -27,9 +26,9 @@ class HostSide(Outside):
     holds = 500
     wrong = (("tap/0", Plugin.Options()), ("lo", Plugin.Options()))
 
-    def __init__(self, world: Any, slow_down: Callable[[Any], Any]) -> None:
+    def __init__(self, world: Any, tc: Callable[..., None]) -> None:
         self.world = world
-        self.slow_down = slow_down
+        self.tc = tc
         self.wire: Any = None
 
     def open(self, call: Callable[[], None]) -> None:
@@ -50,6 +49,21 @@ class HostSide(Outside):
         while select.select([self.wire.socket], [], [], 0)[0]:
             frames.append(self.wire.recv()[0])
         return frames
+
+    def fill(self) -> None:
+        # Frames count against the send buffer until they leave a slow queue behind the tap.
+        self.world.netns.add_veth("slow", "end")
+        self.world.netns.up("slow")
+        self.world.netns.up("end")
+        rate = ("rate", "1mbit", "burst", "4k", "limit", "10m")
+        self.tc("qdisc", "add", "dev", "slow", "root", "tbf", *rate)
+        self.tc("qdisc", "add", "dev", "tap0", "ingress")
+        match = ("protocol", "all", "u32", "match", "u32", "0", "0")
+        action = ("action", "mirred", "egress", "redirect", "dev", "slow")
+        self.tc("filter", "add", "dev", "tap0", "parent", "ffff:", *match, *action)
+
+    def drain(self) -> None:
+        self.tc("qdisc", "del", "dev", "tap0", "ingress")
 
     def arrive_offloaded(self, frame: bytes, header: bytes) -> None:
         self.wire.send(frame, header)
