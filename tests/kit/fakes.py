@@ -24,6 +24,8 @@ class SmallBackend:
         self.calls: list[str] = []
         self.raises: set[str] = set()
         self.sent: list[bytes] = []
+        self.headers: list[bytes] = []
+        """Those of what was sent."""
         self.pending: deque[bytes] = deque()
         self.takes: int | None = None
         """How many frames a send takes; None: all."""
@@ -50,6 +52,7 @@ class SmallBackend:
         self._called("send")
         n = len(burst) if self.takes is None else min(self.takes, len(burst))
         self.sent += [bytes(burst[i]) for i in range(n)]
+        self.headers += [burst.header(i) for i in range(n)]
         return n
 
     @hookimpl

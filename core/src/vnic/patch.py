@@ -77,16 +77,22 @@ class Side:
     # ---- a room's verbs
 
     def put(self, burst: Burst, start: int = 0) -> int:
-        """Send frames to the other side; return how many it took."""
+        """Send frames to the other side; return how many it took, or wait here in a copy."""
+        if not self._flush():
+            return 0  # in order: what waits here goes first
         n = len(burst) - start
         if self._as_it_is:
             taken = self._other.link.send(burst if start == 0 else burst.rest(start))
-        else:
+            self.full = taken < n
+            return taken
+        taken = 0
+        while taken < n:  # cut into segments, a burst may fill the pool many times
             self._room.open()
-            taken = self._room.put(burst, start)
+            took = self._room.put(burst, start + taken)
             self._room.close()
-            self._flush()
-        self.full = taken < n
+            taken += took
+            if not self._flush() or took == 0:
+                break
         return taken
 
     def put_frame(self, buffer: Buffer, header: Buffer | None = None) -> bool:
@@ -98,18 +104,36 @@ class Side:
 
         What it can't take now waits here.  Returns ``(consumed, error)`` as `Room.readv` does.
         """
+        if not self._flush():
+            return 0, 0
         self._room.open()
         n, error = self._room.readv(fd, limit, header)
         self._room.close()
-        self.full = not self._flush()
+        self._flush()
         return n, error
 
+    def counters(self) -> dict[str, int]:
+        """Return the link's counters, and what became of frames on their way to the other side."""
+        counts = self.link.counters()
+        for name, n in self._room.counters.items():
+            if n and name not in ("rx_frames", "rx_bytes"):  # it has not got anywhere yet
+                counts[name] = counts.get(name, 0) + n
+        return counts
+
     def _flush(self) -> bool:
-        """Send what waits here; whether nothing is left."""
+        """Send what waits here; whether nothing is left.  If not, this side is full."""
         burst = self._pool.burst
-        if len(burst):
+        while len(burst) or self._room.waiting:
+            if not len(burst):
+                # A frame that was to be cut found no room in the pool; now there is.
+                self._room.open()
+                self._room.readv(-1, 0)
+                self._room.close()
             self._pool.drop(self._other.link.send(burst))
-        return len(burst) == 0
+            if len(burst):
+                break
+        self.full = len(burst) > 0
+        return not self.full
 
 
 class Patch:
@@ -134,11 +158,11 @@ class Patch:
             raise
 
     def counters(self) -> Mapping[str, int]:
-        """Return both links' counters, by backend and name."""
+        """Return both sides' counters, by backend and name."""
         return {
             f"{side.link.name} {name}": n
             for side in self.sides
-            for name, n in side.link.counters().items()
+            for name, n in side.counters().items()
         }
 
     def close(self) -> None:
