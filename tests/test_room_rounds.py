@@ -62,7 +62,7 @@ def expected(offer: Offer, driver: Driver, n_buffers: int) -> list[bytes]:
     return parts if max(needs) == 1 and len(parts) <= n_buffers else []
 
 
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=80)
 @given(shapes(), offers(), st.data())
 def test_frames_arrive_once_in_order_whatever_the_ring(
     shape_of: tuple[Shape, Features], frames: list[Offer], draw: st.DataObject

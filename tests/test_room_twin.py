@@ -133,7 +133,7 @@ def offer(path: str, wire: Wire, frames: list[Frame], feed: socket.socket) -> No
     wire.link.readable()
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=150)
 @given(st.data())
 def test_frames_land_where_the_twin_puts_them_and_nowhere_else(draw: st.DataObject) -> None:
     size = draw.draw(st.sampled_from([1, 2, 4, 8, 16]), "size")
