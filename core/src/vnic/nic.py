@@ -30,6 +30,7 @@ class Nic:
         """The frontend's, structured."""
         self.link = link
         self.closed = False
+        self._attached = False
         self._hooks = resolve_hooks(frontend, FrontendHooks, config.frontend)
 
     @property
@@ -47,6 +48,7 @@ class Nic:
     def attach(self, host: Host) -> None:
         """Give the frontend its host, and join it to its link."""
         hooks, link = self._hooks, self.link
+        self._attached = True
         hooks.init(self.options, link, host)
         link.on_readable = hooks.receive
         link.on_changed = hooks.link_changed
@@ -70,10 +72,11 @@ class Nic:
         if self.closed:
             return
         self.closed = True
-        try:
-            self._hooks.cleanup()
-        except Exception:
-            log.exception("%s: the frontend's cleanup failed", self.name)
+        if self._attached:
+            try:
+                self._hooks.cleanup()
+            except Exception:
+                log.exception("%s: the frontend's cleanup failed", self.name)
         self.link.on_readable = self.link.on_writable = _nothing
         self.link.on_changed = _ignore
         self.link.close()
