@@ -99,10 +99,10 @@ def count_rounds(loop: Loop) -> Callable[[], int]:
     n = 0
     round_ = loop._round
 
-    def counted() -> bool:
+    def counted(n_polls: int = 1) -> bool:
         nonlocal n
         n += 1
-        return round_()
+        return round_(n_polls)
 
     loop._round = counted  # type: ignore[method-assign]
     return lambda: n

@@ -47,6 +47,10 @@ class Receiving(Enum):
     """There is no receiver: throw them away."""
 
 
+_ON, _PAUSED, _OFF = Receiving
+"""Under names of their own: looking a member up in its class costs as much as a frame."""
+
+
 class Drain:
     """A room by its verbs that keeps nothing, and is full after a burst: others have their turn."""
 
@@ -114,7 +118,7 @@ class Link:
         self.on_writable: Callable[[], None] = _nothing
         self.on_changed: Callable[[bool], None] = _ignore
         self._layers: tuple[Layer, ...] = ()
-        self._receiving = Receiving.OFF
+        self._receiving = _OFF
         self._send: Callable[[Burst], int] = _take_all
         self._stack_send: Callable[[Burst], int] = _take_all
         self._cutter = Cutter()
@@ -254,7 +258,7 @@ class Link:
 
         Where the room ran out the backend is paused, until `recv_enable`.
         """
-        if self._receiving is not Receiving.ON or not self.is_up or self._taking:
+        if self._receiving is not _ON or not self.is_up or self._taking:
             return 0
         self._taking = True
         try:
@@ -273,14 +277,14 @@ class Link:
 
         What is waiting already may not be announced again: follow it with a `recv`.
         """
-        if self._receiving is not Receiving.ON:
-            self._set_receiving(Receiving.ON)
+        if self._receiving is not _ON:
+            self._set_receiving(_ON)
             self._tell("recv_enable", self._enables)
 
     def recv_disable(self) -> None:
         """The guest has no room: after this returns, nothing is heard of frames for it."""
-        if self._receiving is not Receiving.PAUSED:
-            self._set_receiving(Receiving.PAUSED)
+        if self._receiving is not _PAUSED:
+            self._set_receiving(_PAUSED)
             self._tell("recv_disable", self._disables)
 
     def recv_discard(self) -> None:
@@ -288,10 +292,10 @@ class Link:
 
         What is waiting already goes first: none of it is for whoever receives next.
         """
-        if self._receiving is Receiving.OFF:
+        if self._receiving is _OFF:
             return
-        was_paused = self._receiving is Receiving.PAUSED
-        self._set_receiving(Receiving.OFF)
+        was_paused = self._receiving is _PAUSED
+        self._set_receiving(_OFF)
         if was_paused:
             self._tell("recv_enable", self._enables)
         self._readable()
@@ -309,7 +313,7 @@ class Link:
 
     @property
     def _may_read(self) -> bool:
-        return self._receiving is not Receiving.PAUSED
+        return self._receiving is not _PAUSED
 
     def _readable(self) -> None:
         if not self._layers:
@@ -317,9 +321,9 @@ class Link:
         if self._taking:
             # Said from within recv, of what that leaves behind; heard when it is over.
             self.loop.schedule(self._readable)
-        elif self._receiving is Receiving.OFF or not self.is_up:
+        elif self._receiving is _OFF or not self.is_up:
             self._discard()
-        elif self._receiving is Receiving.ON:
+        elif self._receiving is _ON:
             try:
                 self.on_readable()
             except Exception as error:

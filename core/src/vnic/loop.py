@@ -166,22 +166,17 @@ class Loop:
         """Run until `stop`; not at all if that has been called since the last run."""
         self._thread = threading.get_ident()
         last_work = self.clock()
-        countdown = 0
         try:
             while not self._stopping:
-                if countdown == 0:
-                    countdown = _ROUNDS_PER_EPOLL
-                    self._look(0.0)
-                countdown -= 1
-                if self._round():
+                self._look(0.0)
+                if self._round(_ROUNDS_PER_EPOLL):
                     last_work = self.clock()
                 elif not self._paused and (
                     self._scheduled or (self._pollers and self.clock() - last_work < self._spin_s)
                 ):
-                    countdown = 0
+                    continue
                 elif not self._arm():
                     self._look(self._sleep_s())
-                    countdown = _ROUNDS_PER_EPOLL
                     last_work = self.clock()
         finally:
             self._stopping = False
@@ -281,8 +276,12 @@ class Loop:
                         log.exception("descriptor %d: its callback failed; watched no more", fd)
                         watch.close()
 
-    def _round(self) -> bool:
-        """Run what is scheduled, what is due, and what is polled; whether polling found work."""
+    def _round(self, n_polls: int = 1) -> bool:
+        """Run what is scheduled, what is due, and what is polled; whether polling found work.
+
+        While it finds work, and there is nothing else to do, it is done ``n_polls`` times: lock and
+        clock cost as much as several frames.
+        """
         with self.lock:
             if self._paused:
                 return False
@@ -292,16 +291,28 @@ class Loop:
                     _call(self._scheduled.popitem(last=False)[0])
             if self._timers and self._timers[0][0] <= (now := self.clock()):
                 self._run_timers(now)
-            if self._paused:
-                return False
-            busy = False
-            for poller in self._pollers:
-                try:
-                    busy = poller.poll() or busy
-                except Exception:
-                    log.exception("%s failed; polled no more", _name(poller.poll))
-                    poller.close()
-            return busy
+            found = False
+            for _ in range(n_polls):
+                if self._held() or not self._poll_all():
+                    break
+                found = True
+                if self._scheduled or self._stopping:
+                    break
+            return found
+
+    def _held(self) -> bool:
+        """Whether it is paused; a callback may have done that meanwhile."""
+        return self._paused
+
+    def _poll_all(self) -> bool:
+        busy = False
+        for poller in self._pollers:
+            try:
+                busy = poller.poll() or busy
+            except Exception:
+                log.exception("%s failed; polled no more", _name(poller.poll))
+                poller.close()
+        return busy
 
     def _run_timers(self, now: float) -> None:
         due = []

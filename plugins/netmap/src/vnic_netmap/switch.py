@@ -71,7 +71,7 @@ class Port:
             n += taken
         if n:
             self._full_since, self._stalled = None, False
-        if not room.full:
+        if not room.full and (self._waiting or self._timer is not None):
             self._has_room()
         return n
 

@@ -21,7 +21,11 @@ _switches: dict[str, Switch] = {}
 class Vale:
     """The backend behind ``vale``."""
 
-    _port: Port | None = None
+    _open: Port
+    """This port; the link calls nothing before ``init`` and after ``cleanup``."""
+
+    def __init__(self) -> None:
+        self._port: Port | None = None
 
     @hookimpl
     def init(self, name: str, options: Any, link: Joint) -> None:
@@ -30,7 +34,7 @@ class Vale:
         if match is None:
             raise ConfigError(f'{name}: not a port of a switch; write "vale0:1", SWITCH:PORT')
         switch = _switches.get(match[1]) or Switch(match[1], link.loop)
-        self._port = switch.add(match[2], link)
+        self._port = self._open = switch.add(match[2], link)
         _switches[match[1]] = switch
 
     @hookimpl
@@ -45,33 +49,30 @@ class Vale:
     @hookimpl
     def send(self, burst: Burst) -> int:
         """Deliver the frames, from the sender's memory into the receivers'."""
-        return self._open().send(burst)
+        port = self._open
+        return port.switch.forward(port, burst)
 
     @hookimpl
     def recv(self, room: Room) -> int:
         """Deliver what waits for this port, or is being sent to it."""
-        return self._open().recv(room)
+        return self._open.recv(room)
 
     @hookimpl
     def recv_discard(self) -> int:
         """Throw away what waits for this port."""
-        return self._open().recv_discard()
+        return self._open.recv_discard()
 
     @hookimpl
     def recv_enable(self) -> None:
         """The guest has room."""
-        self._open().enable()
+        self._open.enable()
 
     @hookimpl
     def recv_disable(self) -> None:
         """The guest has none: this port is full."""
-        self._open().disable()
+        self._open.disable()
 
     @hookimpl
     def get_capabilities(self) -> Features:
         """Return all: frames cross as they are, and each receiver's room does what it lacks."""
         return OFFLOADS
-
-    def _open(self) -> Port:
-        assert self._port is not None, "the link calls nothing after cleanup"
-        return self._port

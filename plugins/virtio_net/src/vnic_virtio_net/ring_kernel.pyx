@@ -149,8 +149,8 @@ cdef inline uint32_t available(Vring *v) noexcept nogil:
 
 
 cdef inline uint32_t read_heads(Vring *v, uint32_t n, uint16_t *heads) noexcept nogil:
-    """Read up to n entries, and have their descriptors fetched."""
-    cdef uint32_t i
+    """Read up to n entries; have their descriptors fetched, and those of as many behind them."""
+    cdef uint32_t i, ahead
     cdef uint16_t head
     for i in range(n):
         head = vnic_load16(v.avail + 2 + ((v.next_avail + i) & (v.size - 1)))
@@ -160,6 +160,12 @@ cdef inline uint32_t read_heads(Vring *v, uint32_t n, uint16_t *heads) noexcept 
             return i
         vnic_prefetch(v.desc + head)
         heads[i] = head
+    ahead = <uint16_t>(v.seen_avail - v.next_avail)
+    if ahead > 2 * n:
+        ahead = 2 * n
+    for i in range(n, ahead):
+        head = vnic_load16(v.avail + 2 + ((v.next_avail + i) & (v.size - 1)))
+        vnic_prefetch(v.desc + (head & (v.size - 1)))
     return n
 
 
@@ -659,6 +665,17 @@ cdef class RxRing(Ring):
         return publish(&self.v)
 
 
+cdef inline void fetch_buffer(Vring *v, const char *buffer) noexcept nogil:
+    """Have a buffer's first lines fetched: that of the data to be written, that of a header which
+    stands alone only to be compared (see ``put_header`` of room_kernel)."""
+    cdef const char *data = buffer + v.header_len
+    if <uintptr_t>data >> 6 != <uintptr_t>buffer >> 6:
+        vnic_prefetch(buffer)
+    vnic_prefetch_write(data)
+    if <uintptr_t>data & 63:
+        vnic_prefetch_write(data + 64)
+
+
 cdef uint32_t reserve(void *ring, vnic_burst *b, uint32_t n) noexcept nogil:
     cdef Vring *v = <Vring *>ring
     cdef uint16_t heads[BATCH]
@@ -695,10 +712,11 @@ cdef uint32_t reserve(void *ring, vnic_burst *b, uint32_t n) noexcept nogil:
             buffer.token = heads[i]
             buffer.flags = 0
             if buffer.count:
-                vnic_prefetch_write(b.iov[first].iov_base)
-                vnic_prefetch_write(<char *>b.iov[first].iov_base + 64)
+                fetch_buffer(v, <char *>b.iov[first].iov_base)
             b.n += 1
             done += 1
+            if v.next_avail % 8 == 0 or done == 1:  # eight used entries to a line
+                vnic_prefetch_write(v.used + 2 + 4 * <size_t>(v.next_avail & (v.size - 1)))
             v.next_avail += 1
     return done
 
