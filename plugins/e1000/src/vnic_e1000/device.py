@@ -23,6 +23,7 @@ from vnic_e1000.registers import (
     OFFSETS,
     RAH_AS,
     RAH_AV,
+    RDMTS_SHIFT,
     REGISTERS,
     Access,
     Cause,
@@ -196,6 +197,11 @@ class Device:
     def loopback(self) -> bool:
         """Whether what is sent comes back, by the MAC or the PHY."""
         return bool(self["RCTL"] & (Rctl.LBM_MAC | Rctl.LBM_PHY)) or self.phy.loopback
+
+    @property
+    def rx_threshold(self) -> int:
+        """How few free descriptors are few.  Spec: "Receive Control Register", RDMTS."""
+        return self["RDLEN"] // 16 >> 1 + (self["RCTL"] >> RDMTS_SHIFT & 3)
 
     def count(self, name: str, n: int = 1) -> None:
         """Raise a statistics register that the kernels don't keep."""

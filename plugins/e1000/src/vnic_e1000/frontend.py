@@ -27,7 +27,7 @@ from vnic_e1000.device import Device, IoWindow
 from vnic_e1000.eeprom import Eeprom, image
 from vnic_e1000.interrupts import Delay, Interrupts
 from vnic_e1000.options import E1000Options, Model
-from vnic_e1000.registers import BAR_SIZE, RCTL_RDMTS_SHIFT, Cause
+from vnic_e1000.registers import BAR_SIZE, Cause
 from vnic_e1000.ring_kernel import RxRing, Stats, TxRing
 
 log = logging.getLogger("vnic.e1000")
@@ -65,6 +65,11 @@ WRITTEN_DELAYED: Final = 2
 EMPTIED: Final = 4
 """What `TxRing.complete` returns."""
 
+_TXDW: Final = int(Cause.TXDW)
+_TXQE: Final = int(Cause.TXQE)
+_RXDMT0: Final = int(Cause.RXDMT0)
+# Numbers, as in all that is done once a burst: an operation on flags takes some microseconds.
+
 
 class Plugin:
     """The frontend behind ``e1000``.  Its face is `pci`."""
@@ -82,7 +87,11 @@ class Plugin:
         self._waiting = False  # the link is full: frames stay in the ring until it is writable
         self._starved = True  # the guest has posted no room that would do
         self._receiving = False
+        self._rx_low = 0  # how few free descriptors are few
         self._was_low = False
+        self._may_receive = False  # what the driver allows, of all that it takes
+        self._may_transmit = False
+        self._loops = False
         self._poller: Poller | None = None
         self._ready = False
 
@@ -161,14 +170,6 @@ class Plugin:
 
     # ---- the datapath
 
-    @property
-    def _may_receive(self) -> bool:
-        return self.device.receiving and self.pci.bus_master and not self.device.loopback
-
-    @property
-    def _may_transmit(self) -> bool:
-        return self.device.transmitting and self.pci.bus_master
-
     def _send_burst(self) -> bool:
         """Send one burst; whether there may be more to send now."""
         if not self._may_transmit:
@@ -177,19 +178,21 @@ class Plugin:
         n = tx.parse(burst)
         if n == 0:
             taken = 0
-        elif self.device.loopback:
+        elif self._loops:
             taken = self._loop_back(burst)
         else:
             taken = self._link.send(burst)
-        self._completed(tx.complete(burst, taken))
+        written = tx.complete(burst, taken)
+        if written:
+            self._completed(written)
         if taken < n:
             self._waiting = True
         return taken == n != 0
 
     def _completed(self, written: int) -> None:
-        cause = Cause.TXQE if written & EMPTIED else Cause(0)
+        cause = _TXQE if written & EMPTIED else 0
         if written & WRITTEN_NOW:
-            cause |= Cause.TXDW
+            cause |= _TXDW
         if cause:
             self._interrupts.raise_cause(cause)
         if written & WRITTEN_DELAYED and not written & WRITTEN_NOW:
@@ -199,7 +202,7 @@ class Plugin:
         """Receive what was sent; what there is no room for is missed, as on a wire."""
         n = len(burst)
         taken = 0
-        if self.device.receiving and not self._receiving:
+        if self.device.receiving and self.pci.bus_master and not self._receiving:
             self._receiving = True
             self._room.open()
             taken = self._room.put(burst)
@@ -215,23 +218,17 @@ class Plugin:
         if self._starved:
             self.device.count("RNBC")
         if delivered:
-            low = self._is_low
+            low = self._rx.n_owned <= self._rx_low
             if low and not self._was_low:
-                self._interrupts.raise_cause(Cause.RXDMT0)
+                self._interrupts.raise_cause(_RXDMT0)
             self._was_low = low
             self._rx_delay.event()
-
-    @property
-    def _is_low(self) -> bool:
-        """Whether the free descriptors are fewer than RCTL.RDMTS allows."""
-        threshold = self.device["RDLEN"] // 16 >> 1 + (self.device["RCTL"] >> RCTL_RDMTS_SHIFT & 3)
-        return self._rx.n_owned <= threshold
 
     def _refill(self) -> None:
         """The guest has posted more room: go on delivering."""
         if self._may_receive and self._starved:
             self._starved = False
-            self._was_low = self._is_low
+            self._was_low = self._rx.n_owned <= self._rx_low
             self._link.recv_enable()
             self.receive()
 
@@ -251,7 +248,11 @@ class Plugin:
         """Receiver, transmitter, loopback or bus mastering: start or stop what that is about."""
         if not self._ready:
             return
-        receive, transmit = self._may_receive, self._may_transmit
+        device, master = self.device, self.pci.bus_master
+        self._loops = device.loopback
+        receive = self._may_receive = device.receiving and master and not self._loops
+        transmit = self._may_transmit = device.transmitting and master
+        self._rx_low = device.rx_threshold
         if receive:
             self._starved = True
             self._host.schedule(self._refill)

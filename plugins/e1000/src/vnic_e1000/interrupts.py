@@ -42,7 +42,7 @@ class Interrupts:
 
     def raise_cause(self, cause: int) -> None:
         """Add causes."""
-        self.cause |= cause & CAUSES
+        self.cause |= int(cause) & CAUSES
         self._update()
 
     def take_cause(self) -> int:
@@ -58,7 +58,7 @@ class Interrupts:
 
     def enable(self, cause: int) -> None:
         """Let causes interrupt."""
-        self.mask |= cause & CAUSES
+        self.mask |= int(cause) & CAUSES
         self._update()
 
     def disable(self, cause: int) -> None:

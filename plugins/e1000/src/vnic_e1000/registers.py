@@ -268,7 +268,7 @@ class Rctl(IntFlag):
     LBM_PHY = 1 << 7
 
 
-RCTL_RDMTS_SHIFT: Final = 8
+RDMTS_SHIFT: Final = 8
 
 
 class Tctl(IntFlag):
