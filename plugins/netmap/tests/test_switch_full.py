@@ -269,7 +269,7 @@ def test_who_is_let_go_is_told_from_the_loop_while_frames_are_delivered(lan: Lan
     h.send_to(b)
     b.guest.room.n_max = LOTS
     b.link._receiving = type(b.link.receiving).ON  # its room comes back just as a sends
-    port = b.link._layers[-1].hooks.recv.__self__._open()
+    port = b.link._layers[-1].hooks.recv.__self__._open
     port._paused = False
     assert a.send_to(b) == 1
     assert holder.calls == []
