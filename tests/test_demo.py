@@ -169,19 +169,19 @@ Spoil = Callable[[list[bytes], list[bytes]], tuple[list[bytes], list[bytes]]]
 
 def run_with(spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run the demo on a switch that does this to the frames of each burst; what fell short?"""
-    from vnic_netmap.switch import Port
+    from vnic_netmap.switch import Port, Switch
 
-    original = Port.send
+    original = Switch.forward
 
-    def send(self: Port, burst: Burst) -> int:
+    def forward(self: Switch, sender: Port, burst: Burst) -> int:
         frames = [bytes(frame) for frame in burst]
         headers = [burst.header(i) for i in range(len(burst))]
         frames, headers = spoil(frames, headers)
         if frames:
-            original(self, Burst.of(frames, headers))
+            original(self, sender, Burst.of(frames, headers))
         return len(burst)
 
-    monkeypatch.setattr(Port, "send", send)
+    monkeypatch.setattr(Switch, "forward", forward)
     monkeypatch.setattr(pair, "IDLE_S", 0.05)
     monkeypatch.setattr(network, "ANSWER_S", 0.05)
     registry = Registry([entry for entry in Registry().entries() if entry.prefix != "tap"])

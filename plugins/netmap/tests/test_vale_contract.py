@@ -32,8 +32,9 @@ class AnotherPort(Outside):
     def open(self, call: Callable[[], None]) -> None:
         # Both addresses are known, as between guests that talk: what is flooded never waits.
         call()
-        port = next(p for p in _switches["vale0"].ports.values() if p.name == "1")
-        port.send(Burst.of(from_guest(1)))
+        switch = _switches["vale0"]
+        port = next(port for port in switch.ports.values() if port.name == "1")
+        switch.forward(port, Burst.of(from_guest(1)))
         self.guest.frames.clear()
 
     def arrive(self, frames: Sequence[bytes]) -> None:

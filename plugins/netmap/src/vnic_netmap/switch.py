@@ -33,7 +33,7 @@ COUNTERS: Final = {
 
 
 class Port:
-    """One place at the switch.  Its link calls `send` and `recv`; the switch calls its link."""
+    """One place at the switch, as the other ports see it: what they bring, its link is told of."""
 
     def __init__(self, switch: Switch, index: int, name: str, link: Joint) -> None:
         self.switch = switch
@@ -54,10 +54,6 @@ class Port:
     def full(self) -> bool:
         """Whether a frame for this port would have to wait."""
         return (self._paused or bool(self._queue)) and not self._stalled
-
-    def send(self, burst: Burst) -> int:
-        """Take frames from this port's guest to where they belong."""
-        return self.switch.forward(self, burst)
 
     def recv(self, room: Room) -> int:
         """Deliver what was queued, then what a sender is offering."""

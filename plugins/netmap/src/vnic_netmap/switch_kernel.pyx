@@ -187,6 +187,7 @@ cdef void route_frames(Forwarding f, vnic_burst *b, uint32_t port, uint32_t now_
             last_src = src
             if not is_group(src) and src != 0:
                 learn(f, src, port, now_s)
+                last_dst = <uint64_t>-1  # it may be what was just learnt
         if dst != last_dst:
             last_dst = dst
             # Zero is nobody's, and what marks a free place in the table.
