@@ -317,7 +317,7 @@ WRONG = [
     (DeliversBackwards, "frames_for_the_guest_arrive_whole_and_in_order", "keep the order"),
     (Flips, "frames_from_the_guest_leave_whole_and_in_order", "frame 0 has changed: byte 59"),
     (KeepsReferences, "send_keeps_no_reference_to_the_burst", "frame 0 has changed"),
-    (TakesTheNewest, "a_short_send_means_full_and_writable_follows", "keep the order"),
+    (TakesTheNewest, "a_short_send_means_full_and_writable_follows", "frame 0 never came"),
     (NeverWritable, "a_short_send_means_full_and_writable_follows", "never came"),
     (WritableWhileFull, "a_short_send_means_full_and_writable_follows", "it spins"),
     (BlocksWhenFull, "a_short_send_means_full_and_writable_follows", "send blocks"),

@@ -141,11 +141,11 @@ class BackendContract:
         outside.arrive(to_guest(2))
         bench.run_until(lambda: guest.frames, "no frame reached the guest")
         guest.on_frames = lambda: None
-        n_readable = guest.n_readable
+        said = bench.watcher.n_readable
         bench.settle()
         outside.arrive(to_guest(2, first=2))
         bench.settle()
-        owe(guest.n_readable == n_readable, "after cleanup it still said readable()")
+        owe(bench.watcher.n_readable == said, "after cleanup it still said readable()")
         bench.check()
 
     def test_after_cleanup_it_can_be_opened_again(self) -> None:
