@@ -8,14 +8,14 @@ the duration of the call; whoever filled them in checked them against guest memo
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.pycapsule cimport PyCapsule_New
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EFAULT, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
 
 from vnic_abi cimport (
     VNIC_ABI, VNIC_BURST_CAPSULE, VNIC_BURST_MAX, VNIC_FRAME_MAX, VNIC_IOV_MAX, iovec, vnic_burst,
-    vnic_cursor, vnic_frame, vnic_gather,
+    vnic_cursor, vnic_frame, vnic_gather, vnic_touch_segments,
 )
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -203,9 +203,13 @@ cdef int write_frame(vnic_burst *burst, vnic_frame *frame, int fd, bint header) 
         iov[n].iov_len = frame.len
         n += 1
     while c_writev(fd, iov, n) < 0:
-        e = errno
-        if e != EINTR:
+        if errno == EFAULT and e == 0:
+            vnic_touch_segments(iov, n)
+        elif errno != EINTR:
+            e = errno
             break
+        e = errno
+    else:
         e = 0
     free(flat)
     return e

@@ -14,7 +14,7 @@ when it reserved them, in this very `open`..`close`; segments of frames by the b
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EAGAIN, EFAULT, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
@@ -28,6 +28,7 @@ from vnic_abi cimport (
     VNIC_RX_RING_CAPSULE, VNIC_STRIP_TAG, VNIC_TAIL_MAX, iovec, vnic_burst, vnic_copy,
     vnic_copy_segments, vnic_cursor, vnic_cursor_advance, vnic_frame, vnic_gather, vnic_hdr,
     vnic_hdr_check, vnic_hdr_is_plain, vnic_hdr_needs, vnic_rx_ring, vnic_scatter,
+    vnic_touch_segments,
 )
 
 cdef extern from "<sys/uio.h>" nogil:
@@ -737,6 +738,9 @@ cdef int read_frame(Room r, int fd, bint header) noexcept nogil:
     iov[n_iov].iov_base = r.spill
     iov[n_iov].iov_len = VNIC_FRAME_MAX + 1
     got = c_readv(fd, iov, n_iov + 1)
+    if got < 0 and errno == EFAULT:
+        vnic_touch_segments(iov, n_iov + 1)
+        got = c_readv(fd, iov, n_iov + 1)
     if got < 0:
         return errno
     if got == 0 or (header and got < HEADER_LEN):

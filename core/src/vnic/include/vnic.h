@@ -339,6 +339,22 @@ vnic_copy(void *to, const void *from, size_t len)
 	}
 }
 
+/* Reads a byte of each page of the segments.  A system call answers EFAULT for guest memory whose
+ * file was cut short, where a plain access is contained (see memory_kernel): after this the call can
+ * be made again, and the memory knows. */
+static inline void
+vnic_touch_segments(const struct iovec *iov, uint32_t n)
+{
+	for (uint32_t i = 0; i < n; i++) {
+		const volatile char *base = (const volatile char *)iov[i].iov_base;
+
+		for (size_t at = 0; at < iov[i].iov_len; at += 4096)
+			(void)base[at];
+		if (iov[i].iov_len != 0)
+			(void)base[iov[i].iov_len - 1];
+	}
+}
+
 /* A place in a run of segments. */
 struct vnic_cursor {
 	const struct iovec *iov;

@@ -110,6 +110,8 @@ cdef extern from "vnic.h" nogil:
     void vnic_prefetch(const void *p)
     void vnic_prefetch_write(const void *p)
 
+    void vnic_touch_segments(const iovec *iov, uint32_t n)
+
     struct vnic_cursor:
         const iovec *iov
         uint32_t left

@@ -22,7 +22,8 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 from vnic_abi cimport (
-    VNIC_BURST_CAPSULE, VNIC_BURST_MAX, VNIC_ETH_HLEN, VNIC_FRAME_MAX, VNIC_IOV_MAX,
+    VNIC_BURST_CAPSULE, VNIC_BURST_MAX, VNIC_ETH_HLEN, VNIC_FRAME_MAX, VNIC_HDR_F_NEEDS_CSUM,
+    VNIC_IOV_MAX,
     VNIC_MEMORY_CAPSULE, VNIC_READ, VNIC_RX_RING_CAPSULE, VNIC_WRITE, iovec, vnic_burst,
     vnic_cursor, vnic_cursor_advance, vnic_fence, vnic_frame, vnic_gather, vnic_hdr_check,
     vnic_hdr_is_plain, vnic_hdr_needs, vnic_load16, vnic_load64, vnic_load_acquire16, vnic_memory,
@@ -625,6 +626,7 @@ cdef bint take_header(TxRing r, vnic_burst *b, vnic_frame *frame, bint oldest) n
             iov.iov_base = <char *>iov.iov_base + at.off
             iov.iov_len -= at.off
         frame.len -= header_len
+        frame.hdr[0] &= VNIC_HDR_F_NEEDS_CSUM  # a driver may set no other: nobody has checked it
         if vnic_hdr_is_plain(frame.hdr):
             memset(frame.hdr, 0, 12)
             return True
