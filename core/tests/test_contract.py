@@ -379,7 +379,7 @@ def test_a_wrong_backend_fails_the_check_that_is_named_for_it(
     Behind.plugin = plugin
 
     class Contract(BackendContract):
-        AT_ONCE_S = DEADLINE_S = 0.05
+        AT_ONCE_S = DEADLINE_S = 0.2  # only what is wrong takes so long
 
         def make(self, loop: Loop) -> Outside:
             return Behind()
