@@ -7,6 +7,7 @@ that embedding takes.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -89,7 +90,7 @@ class Poller:
     def close(self) -> None:
         """Poll it no more.  Twice is allowed."""
         self._loop._pollers = tuple(p for p in self._loop._pollers if p is not self)
-        self.poll = self.arm = _idle  # a round that has begun still comes to it
+        self.poll = self.arm = bool  # False: a round that has begun still comes to it
 
 
 class Loop:
@@ -394,12 +395,6 @@ def _name(callback: Callable[[], object]) -> object:
     return getattr(callback, "__qualname__", callback)
 
 
-def _idle() -> bool:
-    return False
-
-
 def _drain(fd: int) -> None:
-    try:
+    with contextlib.suppress(BlockingIOError):
         os.read(fd, 8)
-    except BlockingIOError:
-        return
