@@ -97,6 +97,9 @@ GUEST_PROGRAMS = Recipe(
 )
 """What runs inside a guest; iperf3 for the other end too; zstd, which kernels are packed with."""
 
+IPXE = Recipe(name="ipxe", suites=("trixie",), packages=("ipxe",))
+"""Boot firmware with drivers of its own."""
+
 KERNEL = Recipe(
     name="kernel",
     suites=("trixie",),
