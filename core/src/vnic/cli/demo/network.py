@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from vnic.testing import Driver
 
 SWITCH: Final = "vale0"
-FRONTENDS: Final = ("virtio-net", "virtio-net", "virtio-net")
+FRONTENDS: Final = ("virtio-net", "virtio-net", "e1000")
 """One guest each."""
+FALLBACK: Final = "virtio-net"
+"""Instead of one that is not installed."""
 
 ANSWER_S: Final = 2.0
 """How long an answer may take: thousands of times what it does take, on a busy machine too."""
@@ -37,11 +39,16 @@ class Network:
         self.loop = Loop()
         opened.callback(self.loop.close)
         self.guests: list[Guest] = []
+        self.frontends: dict[str, str] = {}
+        """What each guest has for a NIC, by the guest's name."""
         self._counters: list[Callable[[], dict[str, int]]] = []
-        for i, frontend in enumerate(FRONTENDS, 1):
+        installed = registry.prefixes("drivers")
+        for i, wanted in enumerate(FRONTENDS, 1):
+            frontend = wanted if wanted in installed else FALLBACK
             driver_class = registry.load("drivers", frontend).cls
             host = SoftwareHost(self.loop)
             nic = open_spec(f"{frontend},{SWITCH}:{i},name=guest{i}", host, registry)
+            self.frontends[nic.name] = frontend
             opened.callback(nic.close)
             driver: Driver = driver_class(nic, host)
             opened.callback(driver.stop)

@@ -50,7 +50,8 @@ class Progress:
 
 def print_report(report: Report) -> None:
     """Print the table, and a line for each part that was skipped."""
-    table = Table(box=None, pad_edge=False)
+    guests = ", ".join(f"{name} {frontend}" for name, frontend in report.guests.items())
+    table = Table(box=None, pad_edge=False, caption=guests or None, caption_justify="left")
     table.add_column("pair", no_wrap=True)
     for title in (
         "round trip\nµs",

@@ -23,6 +23,8 @@ class Report:
     """What came of it."""
 
     rows: list[Row] = attrs.Factory(list)
+    guests: dict[str, str] = attrs.Factory(dict)
+    """Their frontends, by name."""
     skipped: dict[str, str] = attrs.Factory(dict)
     """What was left out, and why."""
     failures: list[str] = attrs.Factory(list)
@@ -46,6 +48,7 @@ def run(seconds: float, step: Step, registry: Registry | None = None) -> Report:
     with ExitStack() as opened:
         network = Network(registry, opened)
         guests = network.guests
+        report.guests = network.frontends
         pairs: list[Pair] = [GuestPair(network, a, b) for a, b in itertools.combinations(guests, 2)]
         share_s = seconds / (len(pairs) + len(guests))
         _run(pairs, share_s, step, report)
