@@ -55,20 +55,19 @@ cdef inline void understate(const vnic_rx_ring *ring, uint8_t *hdr) noexcept nog
             hdr[0] = flags & <uint8_t>VNIC_HDR_F_DATA_VALID
 
 
-cdef inline void put_header(void *at, const uint8_t *hdr) noexcept nogil:
+cdef inline void put_header(void *at, uint64_t head, uint32_t end) noexcept nogil:
     """Write 12 bytes of header, unless they stand there already.
 
     A driver that keeps header and data on lines of their own, as DPDK's does, uses a buffer over
     and over: a header that says the same then stays in both cores' caches.
     """
-    cdef uint64_t was, now
-    cdef uint32_t was_end, now_end
+    cdef uint64_t was
+    cdef uint32_t was_end
     memcpy(&was, at, 8)
     memcpy(&was_end, <uint8_t *>at + 8, 4)
-    memcpy(&now, hdr, 8)
-    memcpy(&now_end, hdr + 8, 4)
-    if was != now or was_end != now_end:
-        memcpy(at, hdr, HEADER_LEN)
+    if was != head or was_end != end:
+        memcpy(at, &head, 8)
+        memcpy(<uint8_t *>at + 8, &end, 4)
 
 
 cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
@@ -81,29 +80,32 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
     cdef vnic_frame *first
     cdef vnic_cursor src, dst
     cdef uint8_t out[12]
+    cdef uint64_t head
+    cdef uint32_t end
 
     have = top_up(r, 1)
     if have == 0:
         return out_of_buffers(r, 0)
     at = r.next + r.used
     first = &b.frames[at]
-    memcpy(out, hdr, HEADER_LEN)
-    out[10] = 1
-    out[11] = 0
 
     if n_iov == 1 and first.count == 1 and need <= first.len:
         # The usual case: one segment to one segment.
         dst.iov = b.iov + first.first
+        memcpy(&head, hdr, 8)
+        memcpy(&end, hdr + 8, 4)
+        end = (end & 0xFFFF) | 1 << 16  # num_buffers; by words, which forward from store to load
+        memcpy(first.hdr, &head, 8)
+        memcpy(first.hdr + 8, &end, 4)
         if header_len == HEADER_LEN:
-            put_header(dst.iov.iov_base, out)
+            put_header(dst.iov.iov_base, head, end)
         else:
-            memcpy(dst.iov.iov_base, out, header_len)
+            memcpy(dst.iov.iov_base, first.hdr, header_len)
         vnic_copy(<char *>dst.iov.iov_base + header_len, iov.iov_base, length)
         if tail != 0:
             memset(<char *>dst.iov.iov_base + header_len + length, 0, tail)
         first.len = <uint32_t>need
         first.flags = VNIC_LAST | r.note
-        memcpy(first.hdr, out, HEADER_LEN)
         r.used += 1
         return PLACED
 
@@ -124,6 +126,7 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
     src.iov = iov
     src.left = n_iov
     src.off = 0
+    memcpy(out, hdr, HEADER_LEN)
     out[10] = <uint8_t>k
     out[11] = <uint8_t>(k >> 8)
     for i in range(k):

@@ -183,10 +183,10 @@ cdef bint take_header(TxRing r, vnic_burst *b, vnic_frame *frame, bint oldest) n
             iov.iov_base = <char *>iov.iov_base + at.off
             iov.iov_len -= at.off
         frame.len -= header_len
-        frame.hdr[0] &= VNIC_HDR_F_NEEDS_CSUM  # a driver may set no other: nobody has checked it
         if vnic_hdr_is_plain(frame.hdr):
             memset(frame.hdr, 0, 12)
             return True
+        frame.hdr[0] &= VNIC_HDR_F_NEEDS_CSUM  # a driver may set no other: nobody has checked it
         if vnic_hdr_check(frame.hdr, frame.len) == 0 \
                 and not vnic_hdr_needs(frame.hdr) & ~r.needs_max:
             return True
