@@ -94,7 +94,7 @@ cdef void spill(Room r, vnic_cursor *at, const uint8_t *hdr, uint32_t length,
 
     Its first ``fits`` bytes are at the cursor, the rest is at the spill's start.
     """
-    if length > fits:
+    if length > fits and fits != 0:
         memmove(r.spill + fits, r.spill, length - fits)
     vnic_gather(at, r.spill, fits if fits < length else length)
     memcpy(r.spill_hdr, hdr, HEADER_LEN)
@@ -164,8 +164,11 @@ cdef int read_frame(Room r, int fd, bint header) noexcept nogil:
         r.n_runt += 1
         return 0
     length = <uint32_t>got - (HEADER_LEN if header else 0)
-    r.cover = length if length > COVER_MIN else (r.cover // 2 if r.cover > 2 * COVER_MIN
-                                                 else COVER_MIN)
+    if vnic_hdr_needs(hdr) & ~r.ring.offloads:
+        r.cover = 0  # this one is to be cut, and so will be the next: read it straight to the spill
+    else:
+        r.cover = length if length > COVER_MIN else (r.cover // 2 if r.cover > 2 * COVER_MIN
+                                                     else COVER_MIN)
 
     if length > VNIC_FRAME_MAX:
         r.n_too_long += 1
