@@ -17,12 +17,19 @@ from vnic.features import OFFLOADS, Features
 from vnic.loop import Loop
 from vnic.nic import open_spec
 from vnic.testing import SoftwareHost
-from vnic_virtio_net.testing import DRIVER_FEATURES, Driver, Shape
+from vnic_e1000.testing import Driver as E1000Driver
+from vnic_virtio_net.testing import DRIVER_FEATURES, Shape
+from vnic_virtio_net.testing import Driver as VirtioDriver
 
 from benchmarks._native import Copier, Slots, library
 from benchmarks._show import progress, show
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vnic.nic import Nic
+    from vnic.testing import Driver
+
     from benchmarks import Row
 
 SECONDS: Final = 30.0
@@ -43,6 +50,7 @@ checksum begins at byte 34 and is stored 16 bytes into that."""
 class Case:
     """One line of the table."""
 
+    frontend: str = "virtio-net"
     frame_len: int
     burst: int
     """Frames that the sender hands over at a time, and the receiver takes."""
@@ -67,6 +75,8 @@ CASES: Final = (
         features=DRIVER_FEATURES | OFFLOADS,
         header=GSO_HEADER,
     ),
+    Case(frontend="e1000", frame_len=64, burst=256, rx=SHORT, tx=SHORT),
+    Case(frontend="e1000", frame_len=1500, burst=256, rx=SHORT, tx=SHORT),
 )
 
 
@@ -92,12 +102,11 @@ class Pair:
         self.hosts = [SoftwareHost(self.loop, 64 << 20) for _ in range(3)]
         macs = SRC_MAC, DST_MAC
         self.nics = [
-            open_spec(f"virtio-net,vale0:{name},mac={mac.hex(':')}", host)
+            open_spec(f"{case.frontend},vale0:{name},mac={mac.hex(':')}", host)
             for name, mac, host in zip("ab", macs, self.hosts, strict=False)
         ]
         self.drivers = [
-            Driver(nic, host, features=case.features, rx=case.rx, tx=case.tx, polling=True)
-            for nic, host in zip(self.nics, self.hosts, strict=False)
+            self._driver(nic, host) for nic, host in zip(self.nics, self.hosts, strict=False)
         ]
         self.poller = self.loop.poll(self._step, lambda: True)
         self._deadline_ns = 0
@@ -105,6 +114,12 @@ class Pair:
         self._meet()
         self.drivers[0].prepare_bulk([self._frame()], [case.header])
         self._copier = self._yardstick()
+
+    def _driver(self, nic: Nic, host: SoftwareHost) -> Driver:
+        case = self.case
+        if case.frontend == "e1000":
+            return E1000Driver(nic, host, rx_size=case.rx.size, tx_size=case.tx.size, polling=True)
+        return VirtioDriver(nic, host, features=case.features, rx=case.rx, tx=case.tx, polling=True)
 
     def _frame(self) -> bytes:
         """A frame of the case's length: IPv4 and TCP headers where offload asks for them."""
@@ -137,15 +152,22 @@ class Pair:
     def _yardstick(self) -> Copier:
         """Buffers as the drivers have them, in memory of the same kind."""
         host, slots = self.hosts[2], []
-        for queue in (self.drivers[0].tx, self.drivers[1].rx):
+        for size, capacity in self._buffers():
             # As the driver's kernel lays them out: eight guard bytes, an odd number of lines.
-            stride = ((queue.capacity + 8 + 63) // 64 | 1) * 64
-            memory = host.memory.view(
-                host.alloc(stride * queue.n_slots, 64), stride * queue.n_slots
-            )
+            stride = ((capacity + 8 + 63) // 64 | 1) * 64
+            memory = host.memory.view(host.alloc(stride * size, 64), stride * size)
             memory[:] = bytes(len(memory))
-            slots.append(Slots(memory, queue.n_slots, stride, queue.capacity, 12))
+            slots.append(Slots(memory, size, stride, capacity, 12))
         return Copier(slots[0], slots[1], self.case.frame_len)
+
+    def _buffers(self) -> Iterator[tuple[int, int]]:
+        """Number and bytes of the sender's buffers, and of the receiver's."""
+        for driver, name in zip(self.drivers, ("tx", "rx"), strict=True):
+            if isinstance(driver, VirtioDriver):
+                queue = getattr(driver, name)
+                yield queue.n_slots, queue.capacity
+            else:
+                yield self.case.rx.size, 2048
 
     def _step(self) -> bool:
         """Both guests' turn, once a round of the loop."""
@@ -218,6 +240,7 @@ def row(case: Case, windows: list[tuple[Window, Window]], n_lost: int) -> Row:
         (vnic.n_frames / vnic.total_s) / (each.n_frames / each.total_s) for vnic, each in windows
     ]
     return {
+        "frontend": case.frontend,
         "bytes": case.frame_len,
         "burst": case.burst,
         "Mframes/s": 1e3 / total,
