@@ -241,9 +241,8 @@ def test_tcp_between_guest_and_host_through_tap(network: Network) -> None:
 
 
 def test_tcp_between_an_e1000_and_a_virtio_net_on_one_switch(network: Network) -> None:
-    network.peer.run("iperf3 -s -D")
+    network.peer.run("iperf3 -s -D; until netstat -lnt | grep -q :5201; do sleep 0.1; done")
     try:
-        until(network.guest, f"nc {PEER} 5201 </dev/null")
         for options in ("", "-R"):
             assert iperf(network.guest, PEER, options).bits_per_s > 50e6
     finally:

@@ -84,8 +84,7 @@ def until_ping(guest: Guest, address: str, timeout_s: float = 20.0) -> None:
 
 
 def iperf(server: Guest, client: Guest, address: str, options: str = "") -> IperfResult:
-    server.run("iperf3 -s -D -1")
-    time.sleep(0.3)
+    server.run("iperf3 -s -D -1; until netstat -lnt | grep -q :5201; do sleep 0.1; done")
     return IperfResult.parse(
         client.run(f"iperf3 -c {address} -t {IPERF_S} --json {options}", timeout_s=60)
     )
