@@ -237,14 +237,14 @@ def test_it_passes_the_drivers_own_test_of_the_hardware(network: Network) -> Non
 def test_tcp_between_guest_and_host_through_tap(network: Network) -> None:
     with network.netns.iperf3_server():
         for options in ("", "-R"):
-            assert iperf(network.guest, HOST, options).bits_per_s > 50e6
+            assert iperf(network.guest, HOST, options).bits_per_s > 5e6
 
 
 def test_tcp_between_an_e1000_and_a_virtio_net_on_one_switch(network: Network) -> None:
     network.peer.run("iperf3 -s -D; until netstat -lnt | grep -q :5201; do sleep 0.1; done")
     try:
         for options in ("", "-R"):
-            assert iperf(network.guest, PEER, options).bits_per_s > 50e6
+            assert iperf(network.guest, PEER, options).bits_per_s > 5e6
     finally:
         network.peer.run("killall iperf3")
 
@@ -303,7 +303,7 @@ def test_frames_as_long_as_mtu_9000_cross_whole(network: Network) -> None:
         assert after["rx_bytes"] - before["rx_bytes"] > 10 * MTU
         with network.netns.iperf3_server():
             for options in ("", "-R"):
-                assert iperf(network.guest, HOST, options).bits_per_s > 50e6
+                assert iperf(network.guest, HOST, options).bits_per_s > 5e6
     finally:
         set_mtu(network, 1500)
 
@@ -366,7 +366,7 @@ def test_a_vlan_carries_tcp_with_the_tag_put_in_by_device_or_driver(
         until(network.guest, f"ping -c 1 -W 1 {PEER_VLAN}")
         ping(network.guest, PEER_VLAN, "-s 5000")
         for options in ("", "-R"):
-            assert iperf(network.guest, PEER_VLAN, options).bits_per_s > 50e6
+            assert iperf(network.guest, PEER_VLAN, options).bits_per_s > 5e6
     finally:
         network.peer.run("killall iperf3")
         network.guest.run("ethtool -K eth0 rxvlan on")

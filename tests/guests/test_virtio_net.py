@@ -115,7 +115,7 @@ def test_tcp_between_the_guests(network: Network) -> None:
         (network.a, network.b, ADDRESSES["a"]),
     ):
         result = iperf(server, client, address)
-        assert result.bits_per_s > 100e6
+        assert result.bits_per_s > 10e6
 
 
 def test_tcp_between_guest_and_host_through_tap(network: Network) -> None:
@@ -124,7 +124,7 @@ def test_tcp_between_guest_and_host_through_tap(network: Network) -> None:
             output = network.a.run(
                 f"iperf3 -c {ADDRESSES['host']} -t {IPERF_S} --json {options}", timeout_s=60
             )
-            assert IperfResult.parse(output).bits_per_s > 100e6
+            assert IperfResult.parse(output).bits_per_s > 10e6
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_traffic_resumes_after_vnic_was_killed_and_started_again(network: Networ
         until_ping(network.a, ADDRESSES["b"])
         until_ping(network.b, ADDRESSES["a"])
         until_ping(network.b, ADDRESSES["host"])
-    assert iperf(network.b, network.a, ADDRESSES["b"]).bits_per_s > 100e6
+    assert iperf(network.b, network.a, ADDRESSES["b"]).bits_per_s > 10e6
 
 
 def test_vnic_ends_cleanly_under_running_guests(network: Network) -> None:

@@ -165,7 +165,7 @@ def test_tcp_both_ways_by_a_vector_per_queue(network: Network) -> None:
             output = network.guest.run(
                 f"iperf3 -c {HOST} -t {IPERF_S} --json {options}", timeout_s=60
             )
-            assert IperfResult.parse(output).bits_per_s > 100e6
+            assert IperfResult.parse(output).bits_per_s > 10e6
     after = interrupts(network.guest)
     assert after["input.0"] > before["input.0"]
     assert after["config"] == before["config"]
