@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.segmentation import NEEDS_CSUM, Packet, completed, header
+from kit.wire import Wire
+from vnic import hookimpl
 from vnic.loop import Loop
 from vnic.memory import Memory
 from vnic_e1000.ring_kernel import RxRing, Stats
@@ -35,6 +37,14 @@ SIZES = {
     8192: 2 << 16 | 1 << 25,
     16384: 1 << 16 | 1 << 25,
 }
+
+
+class EagerWire(Wire):
+    """Delivers as soon as it may."""
+
+    @hookimpl
+    def recv_enable(self) -> None:
+        self.link.readable()
 
 
 def frame(dst: bytes = MAC, n: int = 100, fill: bytes = b"d") -> bytes:
@@ -254,6 +264,20 @@ def test_without_room_frames_wait_and_are_told_of(bench: Any) -> None:
     bench.settle()
     for i, gpa in enumerate(gpas):
         assert guest.bytes_at(gpa, 100) == frame(fill=bytes([2 + i]))
+
+
+def test_a_ring_that_fills_as_the_wire_is_enabled_is_filled_again(make_bench: Any) -> None:
+    bench = make_bench(wire=EagerWire())
+    guest = bench.guest
+    guest.start()
+    guest.post(2048, 2048)
+    bench.receive(*[frame(fill=bytes([i])) for i in range(6)])
+    for tail in (4, 6):
+        for i in (tail - 2, tail - 1):
+            guest.rx_desc(i, guest.buffer(2048))
+        guest.write("RDT", tail)
+        bench.settle()
+        assert guest.read("RDH") == tail
 
 
 def test_few_free_descriptors_are_told_of_once(bench: Any) -> None:

@@ -214,8 +214,10 @@ class Plugin:
     def _received(self, delivered: int) -> None:
         """Show the guest what a room has put into its ring."""
         self._rx.sync()
-        self._starved = self._room.full
-        if self._starved:
+        if self._room.full:
+            # Until `_refill`: a backend may deliver from within `recv_enable`, fill the ring and be
+            # paused, and the `receive` that follows finds nothing, not room.
+            self._starved = True
             self.device.count("RNBC")
         if delivered:
             low = self._rx.n_owned <= self._rx_low
