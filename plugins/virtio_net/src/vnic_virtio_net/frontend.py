@@ -140,7 +140,10 @@ class Plugin:
         self._link.recv(room)
         delivered = room.close()
         self._receiving = False
-        self._starved = room.full
+        if room.full:
+            # Until `_refill`: a backend may deliver from within `recv_enable`, fill the ring and be
+            # paused, and the `receive` that follows finds nothing, not room.
+            self._starved = True
         if delivered and rx.publish():
             self._interrupts[RECEIVEQ]()
         if rx.error is not None:
