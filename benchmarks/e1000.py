@@ -33,7 +33,7 @@ SECONDS: Final = 60.0
 N_LOADS: Final = 3
 """Times that each contestant's driver is loaded, before the rounds."""
 
-IPERF_S: Final = 2.0
+IPERF_S: Final = 2
 N_PINGS: Final = 100
 
 SAMPLES: Final = {
@@ -135,7 +135,7 @@ def measure(guest: Guest, contestant: Contestant) -> None:
     """Take one sample each of traffic out, traffic in, and the round trip."""
     for direction, option in (("out", ""), ("in", "--reverse")):
         cpu_s = -contestant.cpu_s()
-        command = f"iperf3 --client {contestant.host_ip} --time {IPERF_S:g} --json {option}"
+        command = f"iperf3 --client {contestant.host_ip} --time {IPERF_S} --json {option}"
         result = IperfResult.parse(guest.run(command))
         cpu_s += contestant.cpu_s()
         contestant.note(direction, result.bits_per_s / 1e6)

@@ -31,7 +31,7 @@ GUEST, PEER, HOST = "10.0.0.1", "10.0.0.2", "10.0.0.254"
 GUEST_VLAN, PEER_VLAN = "10.0.7.1", "10.0.7.2"
 VLAN: Final = 7
 MTU: Final = 9000
-IPERF_S: Final = 1.5
+IPERF_S: Final = 1
 N_BYTES: Final = 100_000_000
 N_FRAMES: Final = 64
 """Injected in one go; the driver posts 256 buffers."""
