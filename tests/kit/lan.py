@@ -68,19 +68,24 @@ class Lan:
     loop: Loop = attrs.Factory(lambda self: Loop(clock=self.clock), takes_self=True)
     machines: list[Machine] = attrs.Factory(list)
 
-    def add(self, name: str, *filters: Any, room: int = LOTS, switch: str = "vale0") -> Machine:
+    def add(
+        self, name: str, *filters: Any, room: int = LOTS, switch: str = "vale0", full: str = "wait"
+    ) -> Machine:
         """Attach a machine."""
         link = Link(name, self.loop)
-        link.open([*((f, "filter", None) for f in filters), (Vale(), f"{switch}:{name}", None)])
+        vale = (Vale(), f"{switch}:{name}", Vale.Options(full=full))
+        link.open([*((f, "filter", None) for f in filters), vale])
         mac = bytes([2, 0, 0, 0, 0, len(self.machines)])
         machine = Machine(name, mac, link, FakeFrontend(link, room))
         self.machines.append(machine)
         link.recv_enable()
         return machine
 
-    def acquainted(self, names: str, rooms: Sequence[int] | None = None) -> list[Machine]:
+    def acquainted(
+        self, names: str, rooms: Sequence[int] | None = None, full: str = "wait"
+    ) -> list[Machine]:
         """Attach machines whose addresses the switch knows; each has the room that is given."""
-        machines = [self.add(name) for name in names]
+        machines = [self.add(name, full=full) for name in names]
         for machine in machines:
             machine.send(machine.frame(machine))
         for machine, room in zip(machines, rooms or [LOTS] * len(machines), strict=True):

@@ -202,7 +202,7 @@ def test_all_ports_of_a_switch_live_on_one_loop(lan: Lan) -> None:
     lan.add("a")
     other = Loop()
     with pytest.raises(ConfigError, match="vale0:b: all ports of an embedded switch live on one"):
-        Link("b", other).open([(Vale(), "vale0:b", None)])
+        Link("b", other).open([(Vale(), "vale0:b", Vale.Options())])
     other.close()
 
 
@@ -210,7 +210,7 @@ def test_a_switch_goes_with_its_last_port_and_may_come_again_on_another_loop(lan
     lan.add("a").link.close()
     other = Loop()
     link = Link("a", other)
-    link.open([(Vale(), "vale0:a", None)])
+    link.open([(Vale(), "vale0:a", Vale.Options())])
     link.close()
     other.close()
 
@@ -219,7 +219,7 @@ def test_a_switch_goes_with_its_last_port_and_may_come_again_on_another_loop(lan
 def test_a_name_that_is_no_port_says_how_one_is_written(name: str) -> None:
     loop = Loop()
     with pytest.raises(ConfigError, match='not a port of a switch; write "vale0:1", SWITCH:PORT'):
-        Link("nic0", loop).open([(Vale(), name, None)])
+        Link("nic0", loop).open([(Vale(), name, Vale.Options())])
     loop.close()
 
 

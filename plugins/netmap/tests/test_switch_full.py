@@ -8,7 +8,10 @@ import pytest
 from kit.fakes import PassingFilter
 from kit.lan import ALL, LOTS, Lan, Machine
 from vnic.burst import Burst
+from vnic.config import structure
+from vnic.errors import ConfigError
 from vnic.hookspecs import hookimpl
+from vnic_netmap import Vale
 
 MS = 0.001
 
@@ -277,3 +280,54 @@ def test_who_is_let_go_is_told_from_the_loop_while_frames_are_delivered(lan: Lan
     assert holder.calls == ["writable"]
     assert [mac for mac, _ in b.got()] == [a.mac, h.mac]
     assert h.count("vale_drop_loop") == 0
+
+
+# ---- full=drop -----------------------------------------------------------------------------------
+
+
+def test_with_full_drop_what_finds_a_port_full_is_dropped_and_counted_at_once(lan: Lan) -> None:
+    a, b = lan.acquainted("ab", [LOTS, 3], full="drop")
+    assert a.send_to(b, 5) == 5
+    assert a.send_to(b, 2, first=5) == 2
+    assert b.heard(a) == [0, 1, 2]
+    assert (b.count("vale_drop_full"), b.count("vale_waits")) == (4, 0)
+
+
+def test_with_full_drop_frames_arrive_as_soon_as_there_is_room_and_only_then(lan: Lan) -> None:
+    a, b = lan.acquainted("ab", [LOTS, 1], full="drop")
+    for first in range(0, 20, 4):
+        assert a.send_to(b, 4, first) == 4
+        assert b.heard(a) == [first]
+        b.room(1)
+    assert b.count("vale_drop_full") == 15
+
+
+def test_with_full_drop_a_mixed_burst_is_neither_cut_nor_queued(lan: Lan) -> None:
+    a, b, c = lan.acquainted("abc", [LOTS, 1, LOTS], full="drop")
+    frames = [a.frame(to, i) for i, to in enumerate((b, c, b, ALL, c))]
+    for _ in range(2):
+        assert a.send(*frames) == 5
+        assert c.heard(a) == [1, 3, 4]
+    assert b.heard(a) == [0]
+    assert b.count("vale_drop_full") == 5
+    b.room(LOTS)
+    assert b.got() == []
+
+
+def test_it_is_the_receivers_option_that_counts(lan: Lan) -> None:
+    a, b = lan.add("a", full="drop"), lan.add("b", room=0)
+    b.send_to(ALL)
+    assert a.heard(b) == [0]
+    assert a.send_to(b) == 0
+    assert b.count("vale_drop_full") == 0
+
+
+@pytest.mark.parametrize("full", ["wait", "drop"])
+def test_what_a_full_port_does_is_said_with_its_name(full: str) -> None:
+    (options,) = structure({"full": full}, "vale0:1", Vale.Options)
+    assert options.full == full
+
+
+def test_another_way_to_be_full_is_refused_in_words() -> None:
+    with pytest.raises(ConfigError, match=r"vale0:1: full=wiat: not a choice; give wait or drop; "):
+        structure({"full": "wiat"}, "vale0:1", Vale.Options)

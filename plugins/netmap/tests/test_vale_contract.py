@@ -20,11 +20,12 @@ class AnotherPort(Outside):
     plugin = Vale
     name = "vale0:1"
     sizes = (14, 15, 60, 64, 65, 590, 1500, 1514, 9014, 65535)
-    wrong = (("vale0", None), ("vale0:", None), ("vale0:2", None))
+    options = Vale.Options()
+    wrong = (("vale0", Vale.Options()), ("vale0:", Vale.Options()), ("vale0:2", Vale.Options()))
 
     def __init__(self, loop: Loop) -> None:
         self.link = Link("outside", loop)
-        self.link.open([(Vale(), "vale0:2", None)])
+        self.link.open([(Vale(), "vale0:2", Vale.Options())])
         self.guest = Guest(self.link, offloads=GUEST_OFFLOADS)
         self.guest.start()
         self.guest.send(to_guest(1))  # shows its address

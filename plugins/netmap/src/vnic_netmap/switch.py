@@ -24,7 +24,7 @@ FULL_S: Final = 0.010
 COUNTERS: Final = {
     "vale_to_all": "frames flooded: to a group, or to an address that no port has shown",
     "vale_waits": "bursts that had to wait for a full port",
-    "vale_drop_full": "frames for this port dropped because its guest posted no room in time",
+    "vale_drop_full": "frames for this port dropped because its guest had posted no room in time",
     "vale_drop_flood": "flooded frames for this port dropped because it was full",
     "vale_drop_left": "frames queued for this port when it left the switch",
     "vale_drop_nowhere": "frames from this port for an address that is behind it",
@@ -35,11 +35,12 @@ COUNTERS: Final = {
 class Port:
     """One place at the switch, as the other ports see it: what they bring, its link is told of."""
 
-    def __init__(self, switch: Switch, index: int, name: str, link: Joint) -> None:
+    def __init__(self, switch: Switch, index: int, name: str, link: Joint, drops: bool) -> None:
         self.switch = switch
         self.index = index
         self.name = name
         self.link = link
+        self._drops = drops
         self._paused = False
         self._offered: Burst | None = None  # on loan from a sender, for the time of its send
         self._taken = 0
@@ -47,7 +48,7 @@ class Port:
         self._waiting: list[Port] = []  # senders that hold frames for this port
         self._timer: Timer | None = None
         self._full_since: float | None = None  # when a sender began to wait, and no frame got in
-        self._stalled = False  # since then it was too long: drop, and hold up nobody
+        self._stalled = drops  # drop, and hold up nobody: since then it was too long, or always
         self._turn = 0  # the index from which on senders are let go
 
     @property
@@ -66,7 +67,7 @@ class Port:
             self._taken += taken
             n += taken
         if n:
-            self._full_since, self._stalled = None, False
+            self._full_since, self._stalled = None, self._drops
         if not room.full and (self._waiting or self._timer is not None):
             self._has_room()
         return n
@@ -78,7 +79,7 @@ class Port:
         if self._offered is not None:
             n += len(self._offered) - self._taken
             self._taken = len(self._offered)
-        self._full_since, self._stalled = None, False
+        self._full_since, self._stalled = None, self._drops
         self._has_room()
         return n
 
@@ -171,8 +172,10 @@ class Switch:
         self.busy = False
         """Whether frames are being delivered just now."""
 
-    def add(self, name: str, link: Joint) -> Port:
+    def add(self, name: str, link: Joint, *, drops: bool = False) -> Port:
         """Give a place at the switch.
+
+        ``drops``: a frame that finds the port full is dropped at once, where it would wait.
 
         Raises: ConfigError, if the name is taken, all places are, or the link is on another loop.
         """
@@ -187,7 +190,7 @@ class Switch:
         index = next(free, None)
         if index is None:
             raise ConfigError(f"{self.name}:{name}: all {PORTS_MAX} ports are in use")
-        port = self.ports[index] = Port(self, index, name, link)
+        port = self.ports[index] = Port(self, index, name, link, drops)
         return port
 
     def remove(self, port: Port) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Final
 
-from vnic import ConfigError, Features, hookimpl
+import attrs
+from vnic import ConfigError, Features, config, hookimpl
 from vnic.burst import Burst, Room
 from vnic.features import OFFLOADS
 from vnic.link import Joint
@@ -18,8 +19,23 @@ _switches: dict[str, Switch] = {}
 """Those that have ports, by name.  A switch is there from its first port to its last."""
 
 
+def _full(value: object) -> str:
+    return config.choice("wait", "drop")(value)
+
+
+@attrs.frozen(kw_only=True)
+class ValeOptions:
+    """What a port of a switch takes."""
+
+    full: str = attrs.field(default="wait", converter=_full)
+    """What becomes of a unicast frame for this port while its guest has no room: it waits with its
+    sender, 10 ms at the most, or is dropped at once, as the kernel's VALE does."""
+
+
 class Vale:
     """The backend behind ``vale``."""
+
+    Options = ValeOptions
 
     _open: Port
     """This port; the link calls nothing before ``init`` and after ``cleanup``."""
@@ -28,13 +44,13 @@ class Vale:
         self._port: Port | None = None
 
     @hookimpl
-    def init(self, name: str, options: Any, link: Joint) -> None:
+    def init(self, name: str, options: ValeOptions, link: Joint) -> None:
         """Take a port at the switch; the first one brings the switch about."""
         match = _NAME.fullmatch(name)
         if match is None:
             raise ConfigError(f'{name}: not a port of a switch; write "vale0:1", SWITCH:PORT')
         switch = _switches.get(match[1]) or Switch(match[1], link.loop)
-        self._port = self._open = switch.add(match[2], link)
+        self._port = self._open = switch.add(match[2], link, drops=options.full == "drop")
         _switches[match[1]] = switch
 
     @hookimpl
