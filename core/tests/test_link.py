@@ -205,6 +205,33 @@ def test_waiting_to_write_is_asked_for_once_at_a_time(bench: LoopBench) -> None:
     bench.settle()
 
 
+def test_a_backend_can_finish_what_it_began_before_the_guest_hears_of_room(
+    bench: LoopBench,
+) -> None:
+    def finish() -> None:
+        assert frontend.n_writable == 0
+        bench.called.append("finish")
+        backend.link.writable()
+
+    backend = OnSocket(bench, writable=finish)
+    _, frontend, _ = open_fake(bench.loop, backend=backend)
+    backend.watch.set(write=True)
+    bench.settle()
+    assert bench.called == ["finish"]
+    assert frontend.n_writable == 1
+
+
+def test_a_backend_that_cannot_finish_what_it_began_takes_the_link_down(bench: LoopBench) -> None:
+    def fail() -> None:
+        raise OSError("on purpose")
+
+    backend = OnSocket(bench, writable=fail)
+    link, _, _ = open_fake(bench.loop, backend=backend)
+    backend.watch.set(write=True)
+    bench.settle()
+    assert link.reason == "a watch's writable callback: on purpose"
+
+
 def test_a_backend_that_cleans_up_when_it_is_writable_is_not_read_then(bench: LoopBench) -> None:
     backend = OnSocket(bench)
     link, frontend, _ = open_fake(bench.loop, backend=backend)

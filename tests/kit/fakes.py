@@ -104,15 +104,21 @@ class FakeBackend(SmallBackend):
 class OnSocket(FakeBackend):
     """Watches a socket; ``recv`` reads one frame of it."""
 
-    def __init__(self, bench: LoopBench, error: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        bench: LoopBench,
+        error: Callable[[], None] | None = None,
+        writable: Callable[[], None] | None = None,
+    ) -> None:
         super().__init__()
         self.ours, self.theirs = bench.pair()
         self.error = error
+        self.writable = writable
 
     @hookimpl
     def init(self, name: str, options: Any, link: Joint) -> None:
         super().init(name, options, link)
-        self.watch = link.watch(self.ours.fileno(), error=self.error)
+        self.watch = link.watch(self.ours.fileno(), error=self.error, writable=self.writable)
 
     @hookimpl
     def recv(self, room: Any) -> int:

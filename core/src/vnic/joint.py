@@ -22,16 +22,23 @@ class JointWatch:
     """A descriptor that a backend watches.
 
     Readable means `Joint.readable`, and is not waited for while the guest has no room.  Writable
-    means `Joint.writable`.
+    means `Joint.writable`, unless the backend has something to finish first.
     """
 
     def __init__(
-        self, joint: Joint, fd: int, read: bool, write: bool, error: Callable[[], None] | None
+        self,
+        joint: Joint,
+        fd: int,
+        read: bool,
+        write: bool,
+        error: Callable[[], None] | None,
+        writable: Callable[[], None] | None,
     ) -> None:
         self._joint = joint
         self._read = read
         self._write = write
         self._error = error
+        self._writable = writable
         self._watch: Watch = joint.loop.watch(
             fd, self._ready, read=read and joint._link._may_read, write=write
         )
@@ -65,7 +72,10 @@ class JointWatch:
         if events & select.EPOLLOUT:
             # Once: whoever finds it full again asks again.
             self.set(write=False)
-            joint.writable()
+            if self._writable is not None:
+                joint._guard("a watch's writable callback", self._writable)
+            else:
+                joint.writable()
         if events & select.EPOLLIN and self in joint._watches:
             joint.readable()
 
@@ -109,12 +119,14 @@ class Joint:
         read: bool = True,
         write: bool = False,
         error: Callable[[], None] | None = None,
+        writable: Callable[[], None] | None = None,
     ) -> JointWatch:
         """Watch a descriptor: readable calls `readable`; writable, once per asking, `writable`.
 
-        An error or a hang-up calls ``error``; without one it takes the link down.
+        An error or a hang-up calls ``error``; without one it takes the link down.  ``writable``
+        is called in place of the joint's own: by who holds a part of a frame to be sent first.
         """
-        watch = JointWatch(self, fd, read, write, error)
+        watch = JointWatch(self, fd, read, write, error, writable)
         self._watches.add(watch)
         return watch
 
