@@ -66,6 +66,64 @@ class NmreqRegister(Structure):
     ]
 
 
+class NmreqPortInfoGet(Structure):
+    """``struct nmreq_port_info_get``: what a port is like, or, without a name, an allocator."""
+
+    _fields_ = [
+        ("nr_memsize", c_uint64),
+        ("nr_tx_slots", c_uint32),
+        ("nr_rx_slots", c_uint32),
+        ("nr_tx_rings", c_uint16),
+        ("nr_rx_rings", c_uint16),
+        ("nr_host_tx_rings", c_uint16),
+        ("nr_host_rx_rings", c_uint16),
+        ("nr_mem_id", c_uint16),
+        ("pad", c_uint16 * 3),
+    ]
+
+
+class NmreqValeAttach(Structure):
+    """``struct nmreq_vale_attach``: put the NIC ``vale0:eth0`` on the switch."""
+
+    _fields_ = [
+        ("reg", NmreqRegister),  # nr_mode: NrMode.NIC_SW takes the host along
+        ("port_index", c_uint32),
+        ("pad1", c_uint32),
+    ]
+
+
+class NmreqValeDetach(Structure):
+    """``struct nmreq_vale_detach``: take it off again."""
+
+    _fields_ = [
+        ("port_index", c_uint32),
+        ("pad1", c_uint32),
+    ]
+
+
+class NmreqValeList(Structure):
+    """``struct nmreq_vale_list``: where a name is; without a name, the first port from there on."""
+
+    _fields_ = [
+        ("nr_bridge_idx", c_uint16),
+        ("pad1", c_uint16),
+        ("nr_port_idx", c_uint32),
+    ]
+
+
+class NmreqValeNewif(Structure):
+    """``struct nmreq_vale_newif``: make a port that stays when nobody has it open."""
+
+    _fields_ = [
+        ("nr_tx_slots", c_uint32),
+        ("nr_rx_slots", c_uint32),
+        ("nr_tx_rings", c_uint16),
+        ("nr_rx_rings", c_uint16),
+        ("nr_mem_id", c_uint16),
+        ("pad1", c_uint16),
+    ]
+
+
 class NmreqPortHdr(Structure):
     """``struct nmreq_port_hdr``, body of NetmapReq.PORT_HDR_SET and PORT_HDR_GET."""
 
