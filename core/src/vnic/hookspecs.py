@@ -1,7 +1,8 @@
 """Everything that a plugin author implements, on one screen.
 
 A backend or a filter is a class whose methods carry ``@hookimpl`` and match `BackendHooks`; a
-frontend's match `FrontendHooks`.  The class stands behind an entry point (``vnic.backends``,
+frontend's match `FrontendHooks`.  (Core's own ``null`` and ``loop``, in `vnic.backends`, are two
+backends to begin with.)  The class stands behind an entry point (``vnic.backends``,
 ``vnic.filters``, ``vnic.frontends``) whose name is its prefix; one instance is made per link or
 NIC, with no arguments.  A class may have an ``Options`` attribute, an attrs class whose fields are
 its options and whose converters read them from text.
