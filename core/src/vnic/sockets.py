@@ -64,6 +64,69 @@ class SocketOptions:
     """Of a client: seconds until it tries again; twice as many after each failure."""
 
 
+class SocketFile:
+    """The name that a UNIX socket has in the file system, from `bind` to `remove`.
+
+    Only a name is removed that is known to be nobody's any more, or our own.
+    """
+
+    def __init__(self, path: str) -> None:
+        """Raises: ConfigError, for a path that no socket can have."""
+        if len(os.fsencode(path)) > PATH_MAX:
+            raise ConfigError(
+                f"{path}: a socket's path has at most {PATH_MAX} bytes; choose a shorter one"
+            )
+        self.path = path
+        self._inode: tuple[int, int] | None = None
+
+    def bind(self, sock: socket.socket) -> None:
+        """Give the name to a socket; one that a process left which was killed is taken over.
+
+        Raises: ConfigError, BackendError.
+        """
+        try:
+            try:
+                sock.bind(self.path)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                self._remove_stale(sock.type)
+                sock.bind(self.path)
+            status = os.lstat(self.path)
+            self._inode = status.st_dev, status.st_ino
+        except OSError as error:
+            raise _no_socket(self.path, error) from error
+
+    def remove(self) -> None:
+        """Remove the name, unless it is another's by now.  Twice is allowed."""
+        try:
+            status = os.lstat(self.path)
+            if self._inode == (status.st_dev, status.st_ino):
+                Path(self.path).unlink()
+        except OSError as error:
+            log.debug("%s: not removed: %s", self.path, error.strerror)
+
+    def _remove_stale(self, kind: socket.SocketKind) -> None:
+        """Remove what a process that was killed has left, once it is sure that it was left."""
+        try:
+            if not stat.S_ISSOCK(os.lstat(self.path).st_mode):
+                raise ConfigError(
+                    f"{self.path}: exists and is not a socket; choose another path, or remove it"
+                )
+            with socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK) as probe:
+                probe.connect(self.path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            log.info("%s: left by a process that is gone; removed", self.path)
+            Path(self.path).unlink(missing_ok=True)
+            return
+        except OSError as error:  # its backlog is full, or it is a socket of another kind
+            if error.errno not in (errno.EAGAIN, errno.EPROTOTYPE):
+                raise
+        raise OSError(errno.EADDRINUSE, "another process listens on it")
+
+
 class VmmSocket:
     """Where VMMs come from, one at a time.
 
@@ -88,7 +151,7 @@ class VmmSocket:
         self._make_way = make_way
         self._path = str(options.path)
         self._listener: socket.socket | None = None
-        self._inode: tuple[int, int] | None = None
+        self._file: SocketFile | None = None
         self._watch: Watch | None = None
         self._timer: Timer | None = None
         self.delay_s = options.reconnect
@@ -101,15 +164,13 @@ class VmmSocket:
 
         Raises: ConfigError, BackendError.
         """
-        if len(os.fsencode(self._path)) > PATH_MAX:
-            raise ConfigError(
-                f"{self._path}: a socket's path has at most {PATH_MAX} bytes; choose a shorter one"
-            )
+        file = SocketFile(self._path)
         self._open = True
         if self.options.mode == "client":
             self._connect()
         else:
-            self._listener = self._listen()
+            self._listener = self._listen(file)
+            self._file = file
             log.info("%s: listening on %s", self._name, self._path)
             self._watch = self.loop.watch(self._listener.fileno(), self._accept)
 
@@ -123,7 +184,8 @@ class VmmSocket:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
-            self._remove()
+        if self._file is not None:
+            self._file.remove()
 
     def ended(self, *, served: bool) -> None:
         """A session is over: a client tries again, sooner if the VMM spoke the protocol."""
@@ -134,53 +196,16 @@ class VmmSocket:
 
     # ---- server mode -----------------------------------------------------------------------------
 
-    def _listen(self) -> socket.socket:
+    def _listen(self, file: SocketFile) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            try:
-                listener.bind(self._path)
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                self._remove_stale()
-                listener.bind(self._path)
+            file.bind(listener)
             listener.listen(BACKLOG)
-            status = os.lstat(self._path)
-            self._inode = status.st_dev, status.st_ino
-        except OSError as error:
+        except BaseException:
             listener.close()
-            raise _no_socket(self._path, error) from error
-        except ConfigError:
-            listener.close()
+            file.remove()
             raise
         return listener
-
-    def _remove_stale(self) -> None:
-        """Remove what a process that was killed has left, once it is sure that it was left."""
-        try:
-            if not stat.S_ISSOCK(os.lstat(self._path).st_mode):
-                raise ConfigError(
-                    f"{self._path}: exists and is not a socket; choose another path, or remove it"
-                )
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-                probe.connect(self._path)
-        except FileNotFoundError:
-            return
-        except ConnectionRefusedError:
-            log.info("%s: left by a process that is gone; removed", self._path)
-            Path(self._path).unlink(missing_ok=True)
-            return
-        except BlockingIOError:  # its backlog is full
-            pass
-        raise OSError(errno.EADDRINUSE, "another process listens on it")
-
-    def _remove(self) -> None:
-        try:
-            status = os.lstat(self._path)
-            if self._inode == (status.st_dev, status.st_ino):
-                Path(self._path).unlink()
-        except OSError as error:
-            log.debug("%s: not removed: %s", self._path, error.strerror)
 
     def _accept(self, events: int) -> None:
         assert self._listener is not None
