@@ -18,7 +18,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from vnic.offload_kernel cimport (
-    HEADERS_MAX, Offload, offload_checksum, offload_plan, offload_segment,
+    HEADERS_MAX, Offload, offload_checksum, offload_payload, offload_plan, offload_segment,
 )
 from vnic_abi cimport (
     VNIC_BURST_CAPSULE, VNIC_BURST_MAX, VNIC_IOV_MAX, iovec, vnic_burst, vnic_cursor,
@@ -242,20 +242,17 @@ cdef Fit cut_frame(Cutter c, const iovec *iov, const vnic_frame *frame, const ui
     cdef Offload o
     cdef vnic_cursor at
     cdef vnic_frame *out
-    cdef uint32_t i, n, offset = 0
+    cdef uint32_t i, n
     cdef uint8_t *headers
     if offload_plan(&o, iov, frame.count, frame.len, hdr) != 0:
         return done_with(c, &c.n_bad)
+    at = offload_payload(&o, first, iov, frame.count)
     for i in range(first, o.n_segments):
         if not has_room(c, frame.count + 1):
             return no_room(c)
         headers = c.scratch + c.out.n * HEADERS_MAX
-        n = offload_segment(&o, i, iov, frame.count, headers, &offset)
+        n = offload_segment(&o, i, &at, headers)
         out = add(c, o.headers_len + n)
         add_segment(c, out, headers, o.headers_len)
-        at.iov = iov
-        at.left = frame.count
-        at.off = 0
-        vnic_cursor_advance(&at, offset)
         add_run(c, out, &at, n)
     return done_with(c, &c.n_segmented)

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from vnic_abi cimport iovec
+from vnic_abi cimport iovec, vnic_cursor
 
 cdef enum:
     HEADERS_MAX = 512  # Ethernet, two tags, IPv6 with extension headers, TCP with all its options
@@ -21,7 +21,9 @@ cdef struct Offload:
 
 cdef int offload_plan(Offload *o, const iovec *iov, uint32_t n_iov, uint32_t length,
                       const uint8_t *hdr) noexcept nogil
-cdef uint32_t offload_segment(Offload *o, uint32_t i, const iovec *iov, uint32_t n_iov,
-                              uint8_t *headers, uint32_t *offset) noexcept nogil
+cdef vnic_cursor offload_payload(const Offload *o, uint32_t i, const iovec *iov,
+                                 uint32_t n_iov) noexcept nogil
+cdef uint32_t offload_segment(const Offload *o, uint32_t i, const vnic_cursor *payload,
+                              uint8_t *headers) noexcept nogil
 cdef int offload_checksum(const iovec *iov, uint32_t n_iov, uint32_t length, uint32_t start,
                           uint16_t *checksum) noexcept nogil

@@ -121,20 +121,31 @@ cdef int offload_plan(Offload *o, const iovec *iov, uint32_t n_iov, uint32_t len
     return 0
 
 
-cdef uint32_t offload_segment(Offload *o, uint32_t i, const iovec *iov, uint32_t n_iov,
-                              uint8_t *headers, uint32_t *offset) noexcept nogil:
+cdef vnic_cursor offload_payload(const Offload *o, uint32_t i, const iovec *iov,
+                                 uint32_t n_iov) noexcept nogil:
+    """Where segment i's payload begins.  Who goes on from segment to segment moves it himself: a
+    frame may lie in a thousand pieces, and be cut into as many segments.
+    """
+    cdef vnic_cursor at
+    at.iov = iov
+    at.left = n_iov
+    at.off = 0
+    vnic_cursor_advance(&at, <size_t>o.headers_len + <size_t>i * o.mss)
+    return at
+
+
+cdef uint32_t offload_segment(const Offload *o, uint32_t i, const vnic_cursor *payload,
+                              uint8_t *headers) noexcept nogil:
     """Build segment i's headers in ``headers``, checksums complete; return its payload's length.
 
-    ``offset`` is where in the frame the payload begins.
+    Its payload begins at the cursor, which stays there.
     """
     cdef uint32_t start = i * o.mss, n = o.mss, l4_len
     cdef bint last = i == o.n_segments - 1
     cdef uint64_t total
     cdef uint16_t checksum
-    cdef vnic_cursor at
     if last:
         n = o.payload_len - start
-    offset[0] = o.headers_len + start
     memcpy(headers, o.headers, o.headers_len)
     l4_len = o.headers_len - o.l4 + n
 
@@ -164,11 +175,7 @@ cdef uint32_t offload_segment(Offload *o, uint32_t i, const iovec *iov, uint32_t
     headers[o.csum_at] = headers[o.csum_at + 1] = 0
     # A TCP or UDP header is a multiple of 4 bytes, so the payload's sum follows on an even byte.
     total = vnic_sum(headers + o.l4, o.headers_len - o.l4, total)
-    at.iov = iov
-    at.left = n_iov
-    at.off = 0
-    vnic_cursor_advance(&at, offset[0])
-    checksum = <uint16_t>~vnic_fold(vnic_sum_segments(at, n, total))
+    checksum = <uint16_t>~vnic_fold(vnic_sum_segments(payload[0], n, total))
     if checksum == 0 and o.gso_type == VNIC_GSO_UDP_L4:
         checksum = 0xFFFF
     memcpy(headers + o.csum_at, &checksum, 2)
@@ -191,9 +198,10 @@ def segments(frame, header):
     cdef iovec iov
     cdef Offload o
     cdef uint8_t headers[HEADERS_MAX]
-    cdef uint32_t i, n, offset = 0
+    cdef uint32_t i, n
     cdef uint16_t checksum = 0
     cdef vnic_hdr fields
+    cdef vnic_cursor payload
     if len(hdr) != 12 or vnic_hdr_check(h, len(source)) != 0:
         raise ValueError(f"virtio-net header {bytes(header).hex()} fits no frame of {len(source)} bytes")
     memcpy(&fields, h, 12)
@@ -208,7 +216,9 @@ def segments(frame, header):
     if offload_plan(&o, &iov, 1, len(source), h) != 0:
         raise ValueError(f"headers of a {len(source)}-byte frame don't match its gso_type {fields.gso_type}")
     out = []
+    payload = offload_payload(&o, 0, &iov, 1)
     for i in range(o.n_segments):
-        n = offload_segment(&o, i, &iov, 1, headers, &offset)
-        out.append((<bytes>(<char *>headers)[: o.headers_len]) + source[offset : offset + n])
+        n = offload_segment(&o, i, &payload, headers)
+        out.append((<bytes>(<char *>headers)[: o.headers_len]) + source[payload.off : payload.off + n])
+        vnic_cursor_advance(&payload, n)
     return out

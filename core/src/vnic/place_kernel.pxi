@@ -174,9 +174,8 @@ cdef Outcome offload(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_io
     cdef uint8_t plain[12]
     cdef iovec cut[VNIC_IOV_MAX]
     cdef vnic_cursor at
-    cdef uint32_t i, n, offset = 0, left, k
+    cdef uint32_t i, n, offset, k
     cdef uint16_t checksum
-    cdef size_t run
     cdef Outcome outcome
     memset(plain, 0, HEADER_LEN)
     if r.ring.header_len == 0:
@@ -186,14 +185,18 @@ cdef Outcome offload(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_io
         # The two bytes are a segment of their own, between what is before and behind them.
         offload_checksum(iov, n_iov, length, fields.csum_start, &checksum)
         offset = <uint32_t>fields.csum_start + fields.csum_offset
-        k = slice_segments(cut, VNIC_IOV_MAX, iov, n_iov, 0, offset)
+        at.iov = iov
+        at.left = n_iov
+        at.off = 0
+        k = slice_segments(cut, VNIC_IOV_MAX, &at, offset)
         if k + 1 > VNIC_IOV_MAX or n_iov + 3 > VNIC_IOV_MAX:
             r.n_too_long += 1
             return DROPPED
         cut[k].iov_base = &checksum
         cut[k].iov_len = 2
         k += 1
-        k += slice_segments(cut + k, VNIC_IOV_MAX - k, iov, n_iov, offset + 2, length - offset - 2)
+        vnic_cursor_advance(&at, 2)
+        k += slice_segments(cut + k, VNIC_IOV_MAX - k, &at, length - offset - 2)
         outcome = fill(r, plain, cut, k, length)
         if outcome == PLACED:
             r.n_summed += 1
@@ -204,11 +207,12 @@ cdef Outcome offload(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_io
     if o.n_segments > r.ring.n_max or o.n_segments > BUFFERS:
         r.n_too_long += 1
         return DROPPED
+    at = offload_payload(&o, 0, iov, n_iov)
     for i in range(o.n_segments):
-        n = offload_segment(&o, i, iov, n_iov, headers, &offset)
+        n = offload_segment(&o, i, &at, headers)
         cut[0].iov_base = headers
         cut[0].iov_len = o.headers_len
-        k = 1 + slice_segments(cut + 1, VNIC_IOV_MAX - 1, iov, n_iov, offset, n)
+        k = 1 + slice_segments(cut + 1, VNIC_IOV_MAX - 1, &at, n)
         outcome = fill(r, plain, cut, k, o.headers_len + n)
         if outcome != PLACED:
             # All or none.  If it is the whole ring that is too small, fill has counted the drop.
@@ -232,16 +236,14 @@ cdef void unfill(Room r) noexcept nogil:
     r.used = r.mark
 
 
-cdef uint32_t slice_segments(iovec *out, uint32_t n_max, const iovec *iov, uint32_t n_iov,
-                             uint32_t offset, uint32_t length) noexcept nogil:
-    """Describe length bytes from offset on in ``out``; returns how many segments that took."""
-    cdef vnic_cursor at
+cdef uint32_t slice_segments(iovec *out, uint32_t n_max, vnic_cursor *at,
+                             uint32_t length) noexcept nogil:
+    """Describe length bytes from the cursor on in ``out``; it is behind them afterwards.
+
+    Returns how many segments that took.
+    """
     cdef uint32_t k = 0
     cdef size_t run
-    at.iov = iov
-    at.left = n_iov
-    at.off = 0
-    vnic_cursor_advance(&at, offset)
     while length != 0 and at.left != 0 and k < n_max:
         run = at.iov.iov_len - at.off
         if run > length:
@@ -250,7 +252,7 @@ cdef uint32_t slice_segments(iovec *out, uint32_t n_max, const iovec *iov, uint3
         out[k].iov_len = run
         k += 1
         length -= <uint32_t>run
-        vnic_cursor_advance(&at, run)
+        vnic_cursor_advance(at, run)
     return k
 
 
@@ -288,6 +290,7 @@ cdef Outcome place_stripped(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_i
     """Put a frame without its VLAN tag."""
     cdef iovec cut[VNIC_IOV_MAX]
     cdef vnic_hdr fields
+    cdef vnic_cursor at
     cdef uint32_t k
     if length < VNIC_ETH_HLEN + TAG_LEN:
         r.n_runt += 1
@@ -295,9 +298,12 @@ cdef Outcome place_stripped(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_i
     if n_iov + 2 > VNIC_IOV_MAX:
         r.n_too_long += 1
         return DROPPED
-    k = slice_segments(cut, VNIC_IOV_MAX, iov, n_iov, 0, ADDRESSES_LEN)
-    k += slice_segments(cut + k, VNIC_IOV_MAX - k, iov, n_iov, ADDRESSES_LEN + TAG_LEN,
-                        length - ADDRESSES_LEN - TAG_LEN)
+    at.iov = iov
+    at.left = n_iov
+    at.off = 0
+    k = slice_segments(cut, VNIC_IOV_MAX, &at, ADDRESSES_LEN)
+    vnic_cursor_advance(&at, TAG_LEN)
+    k += slice_segments(cut + k, VNIC_IOV_MAX - k, &at, length - ADDRESSES_LEN - TAG_LEN)
     memcpy(&fields, hdr, HEADER_LEN)
     if fields.flags & VNIC_HDR_F_NEEDS_CSUM:
         if fields.csum_start < VNIC_ETH_HLEN + TAG_LEN:

@@ -20,7 +20,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from vnic.offload_kernel cimport (
-    HEADERS_MAX, Offload, offload_checksum, offload_plan, offload_segment,
+    HEADERS_MAX, Offload, offload_checksum, offload_payload, offload_plan, offload_segment,
 )
 from vnic_abi cimport (
     VNIC_BURST_CAPSULE, VNIC_BURST_MAX, VNIC_ETH_HLEN, VNIC_FRAME_MAX, VNIC_GUEST_CSUM,
