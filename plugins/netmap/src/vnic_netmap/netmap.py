@@ -1,0 +1,197 @@
+"""``netmap:eth0``: a port of the kernel's netmap module as a backend."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from typing import Final
+
+from vnic import hookimpl
+from vnic.burst import BURST_MAX, Burst, Room
+from vnic.features import GUEST_OFFLOADS, NONE, Features
+from vnic.link import Joint, JointWatch
+
+from vnic_netmap.names import parse
+from vnic_netmap.options import NetmapOptions
+from vnic_netmap.port import Port
+from vnic_netmap.ring_kernel import COUNTERS as RING_COUNTERS
+
+log = logging.getLogger("vnic.netmap")
+
+COUNTERS: Final = {
+    **RING_COUNTERS,
+    "netmap_drop_no_tx": "frames from the guest on a port that is only listened to",
+    "netmap_drop_gone": "frames from the guest that found the port gone",
+}
+
+_DISCARD_SLOTS: Final = 1024
+"""Slots that one call gives back unread: a ring of the usual size."""
+
+_WITH_HEADER: Final = GUEST_OFFLOADS | Features.CSUM | Features.HOST_TSO4 | Features.HOST_TSO6
+"""What may pass where there is a header.
+
+To the guest: all that another port's user may send.  From it: what the module can do for a
+receiver that has no header.  It drops USO there, and knows nothing of ECN; the link does those.
+"""
+
+
+class Netmap:
+    """A netmap port behind a NIC: a NIC's rings, the host's, a pipe, or a port of a VALE switch."""
+
+    Options = NetmapOptions
+
+    def __init__(self) -> None:
+        self._port: Port | None = None
+        self._watch: JointWatch | None = None
+        self._capabilities = NONE
+        self._delivering = False
+        self._turn = 0  # the receive ring that is looked at first
+        self._reason = ""
+        self._told: set[str] = set()
+
+    @hookimpl
+    def init(self, name: str, options: NetmapOptions, link: Joint) -> None:
+        """Register the port, map its memory, wait for frames."""
+        self._name = name
+        self._link = link
+        self._port = port = Port.open(name, parse(name), options)
+        try:
+            if port.header_len:
+                self._capabilities = _WITH_HEADER
+            self._watch = link.watch(port.fd, read=port.rings.n_rx > 0, error=self._look)
+        except BaseException:
+            self.cleanup()
+            raise
+        log.info("%s: %s", name, port)
+
+    @hookimpl
+    def cleanup(self) -> None:
+        """Let go of the port.  While a room has frames of it, that waits until it is done."""
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        port, self._port = self._port, None
+        if port is not None and not self._delivering:
+            port.close()
+
+    @hookimpl
+    def send(self, burst: Burst) -> int:
+        """Copy the frames into slots, and have them sent with one system call."""
+        port, watch, n = self._port, self._watch, len(burst)
+        if port is None or watch is None:
+            return n
+        rings = port.rings
+        if not rings.n_tx:
+            self._link.count("netmap_drop_no_tx", n)
+            return n
+        taken = rings.send(burst)
+        try:
+            port.txsync()
+            while taken < n:
+                # More than the rings hold: what has left may have made room.
+                more = rings.send(burst, taken)
+                if not more:
+                    rings.wait_to_send()
+                    port.txsync()
+                    watch.set(write=True)
+                    break
+                taken += more
+                port.txsync()
+        except OSError as error:
+            self._fail(error)
+            self._link.count("netmap_drop_gone", n)
+            return n
+        if rings.has_dropped:
+            self._count(rings.dropped())
+        return taken
+
+    @hookimpl
+    def recv(self, room: Room) -> int:
+        """Offer the frames in the receive rings where they lie; a burst of them at the most."""
+        port = self._port
+        if port is None:
+            return 0
+        try:
+            port.rxsync()
+        except OSError as error:
+            self._fail(error)
+            return 0
+        self._delivering = True
+        try:
+            n = self._deliver(port, room)
+        finally:
+            self._delivering = False
+            if self._port is not port:
+                port.close()
+        if port.rings.has_dropped:
+            self._count(port.rings.dropped())
+        return n
+
+    @hookimpl
+    def recv_discard(self) -> int:
+        """Give the slots of pending frames back: only pointers move."""
+        port = self._port
+        if port is None:
+            return 0
+        try:
+            port.rxsync()
+        except OSError as error:
+            self._fail(error)
+            return 0
+        return port.rings.discard(_DISCARD_SLOTS)
+
+    @hookimpl
+    def get_capabilities(self) -> Features:
+        """Return what the header can say; without one: nothing."""
+        return self._capabilities
+
+    def _deliver(self, port: Port, room: Room) -> int:
+        rings, n = port.rings, 0
+        first, self._turn = self._turn, (self._turn + 1) % max(1, rings.n_rx)
+        for i in range(rings.n_rx):
+            ring = (first + i) % rings.n_rx
+            while n < BURST_MAX and (offered := rings.gather(ring, BURST_MAX - n)):
+                taken = room.put(rings.burst)
+                rings.consume(taken)
+                n += taken
+                if taken < offered or self._port is not port:
+                    return n
+        return n
+
+    # ---- what goes wrong
+
+    def _count(self, dropped: dict[str, int]) -> None:
+        """Count frames that were lost, and log the first of each kind."""
+        for counter, n in dropped.items():
+            self._link.count(counter, n)
+            if counter not in self._told:
+                self._told.add(counter)
+                log.warning("%s: %s: %s", self._name, counter, COUNTERS[counter])
+
+    def _look(self) -> None:
+        """Find out why poll reports an error, which it does as long as it lasts."""
+        if self._port is not None:
+            try:
+                self._port.rxsync()
+            except OSError as error:
+                self._fail(error)
+            else:
+                # The sync calls say nothing of such errors.
+                self._reason = (
+                    "the module finds its rings in disorder; end what else writes to them"
+                )
+            self._end()
+
+    def _fail(self, error: OSError) -> None:
+        """Note that the port is of no use any more, in the middle of a burst; `_end` says so."""
+        if error.errno == errno.ENXIO:
+            self._reason = "its interface is gone, or its driver; bring it back"
+        else:
+            self._reason = f"the module fails: {error.strerror}; look at its log (dmesg)"
+        self._link.loop.schedule(self._end)
+
+    def _end(self) -> None:
+        """Let go of a port that has failed, and take the link down."""
+        if self._port is not None:
+            self.cleanup()
+            self._link.down(f"{self._name}: {self._reason}; then open this NIC again")
