@@ -110,6 +110,21 @@ def test_after_a_reset_a_frame_begins_anew_and_the_old_one_is_counted(bench: Loo
     assert link.counters()["tx_drop_partly"] == 1
 
 
+def test_a_burst_that_becomes_millions_of_frames_leaves_in_turns(bench: LoopBench) -> None:
+    link, backend = lacking(bench)
+    told: list[int] = []
+    link.on_writable = lambda: told.append(len(backend.sent))
+    small = attrs.evolve(BIG, gso_size=1)  # 5120 segments
+    burst, left = Burst.of([small.frame()] * 2, [small.header] * 2), 0
+    for n in (4096, 8192, 10240):
+        left += link.send(burst.rest(left))
+        assert len(backend.sent) == n
+        bench.settle()
+    assert left == 2
+    assert told == [4096, 8192]
+    assert sent(backend) == 2 * small.segments()
+
+
 # ---- any burst, any back-pressure ----------------------------------------------------------------
 
 items = st.one_of(

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -54,8 +54,13 @@ class Layer:
     joint: Joint
 
 
+_LANES_MAX: Final = 16
+"""Bursts of plain frames that one call of `Link.send` may make of frames to be cut: with segments
+of a byte a guest's burst comes to 16 million, and meanwhile no other NIC would get its turn."""
+
+
 COUNTERS = {
-    "tx_full": "times the backend was full and frames waited in the guest's ring",
+    "tx_full": "times frames waited in the guest's ring, because the backend or its turn was full",
     "tx_drop_link_down": "frames from the guest while there was no host network",
     "tx_drop_error": "frames of bursts during which the backend failed",
     "tx_drop_partly": "frames whose first segments were sent, when the guest's device was reset",
@@ -198,14 +203,15 @@ class Link:
         if not cutter.wanted(burst):
             return send(burst)
         n, done = len(burst), 0
-        while done < n:
+        for _ in range(_LANES_MAX):
             offered = cutter.fill(burst, done)
             taken = send(cutter.lane) if offered else 0
             if not 0 <= taken <= offered:
                 raise ValueError(f"it took {taken} frames of {offered}")
             done += cutter.taken(taken)
-            if taken < offered:
-                break
+            if done == n or taken < offered:
+                return done
+        self.loop.schedule(self._writable)
         return done
 
     def send_reset(self) -> None:
