@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import pluggy
 import pytest
 from vnic.burst import ABI
 from vnic.errors import ConfigError
@@ -380,6 +383,35 @@ def test_a_method_of_another_name_may_answer_a_hook() -> None:
 def test_an_instance_with_wrong_hooks_is_named_by_its_class() -> None:
     with pytest.raises(ConfigError, match=r"Empty: no hook"):
         resolve_hooks(type("Empty", (), {})(), BackendHooks)
+
+
+def test_a_class_that_is_right_is_looked_at_once_and_a_wrong_one_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Right(Good):
+        pass
+
+    class Wrong:
+        pass
+
+    looked: list[str] = []
+    manager = pluggy.PluginManager
+    monkeypatch.setattr(pluggy, "PluginManager", lambda n: looked.append(n) or manager(n))
+    backends = [Right(), Right()]
+    for backend in backends:
+        assert resolve_hooks(backend, BackendHooks).send == backend.send
+    assert len(looked) == 1
+    for who in ("first", "second"):
+        with pytest.raises(ConfigError, match=f"^{who}: no hook"):
+            match_hooks(Wrong, BackendHooks, who)
+
+
+def test_a_class_that_was_looked_at_may_go() -> None:
+    gone = weakref.ref(cls := type("Short", (Good,), {}))
+    match_hooks(cls, BackendHooks, "short")
+    del cls
+    gc.collect()
+    assert gone() is None
 
 
 # ---- check: in a process of its own --------------------------------------------------------------

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import pluggy
 
@@ -17,6 +18,10 @@ _REQUIRED_HOOKS: Final[dict[type, tuple[str, ...]]] = {
     BackendHooks: ("init", "cleanup", "send", "recv"),
     FrontendHooks: ("init", "cleanup", "reset", "transmit", "receive", "link_changed"),
 }
+
+_matched: Final[WeakKeyDictionary[type, dict[type, dict[str, str]]]] = WeakKeyDictionary()
+"""What `match_hooks` found in classes that are right: pluggy's look at one takes milliseconds, and
+a switch may have 254 links."""
 
 _POSITIONAL: Final = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -57,6 +62,13 @@ def match_hooks(cls: type, spec_class: type, who: str) -> dict[str, str]:
     Raises: ConfigError, with all that is wrong, a line each: a hook that is missing, unknown or
         answered twice, a method that lacks its ``@hookimpl``, an argument that no spec has.
     """
+    found = _matched.setdefault(cls, {})
+    if spec_class not in found:
+        found[spec_class] = _match_hooks(cls, spec_class, who)
+    return found[spec_class]
+
+
+def _match_hooks(cls: type, spec_class: type, who: str) -> dict[str, str]:
     manager = pluggy.PluginManager("vnic")
     manager.add_hookspecs(spec_class)
     known = _spec_names(spec_class)
