@@ -260,7 +260,7 @@ class Device:
     def write_EECD(self, value: int) -> None:
         """Drive the EEPROM's pins, if the driver was granted it."""
         if value & Eecd.REQ:
-            self._eeprom.clock(Eecd(value & (Eecd.SK | Eecd.CS | Eecd.DI)))
+            self._eeprom.clock(value & (Eecd.SK | Eecd.CS | Eecd.DI))
 
     def write_EERD(self, value: int) -> None:
         """Read a word of the EEPROM, at once."""

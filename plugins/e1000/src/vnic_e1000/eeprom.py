@@ -53,7 +53,7 @@ class Eeprom:
 
     def __init__(self, words: Sequence[int]) -> None:
         self.words = list(words)
-        self._pins = Eecd(0)
+        self._pins = 0
         self._writable = False
         self._deselect()
 
@@ -70,7 +70,7 @@ class Eeprom:
         """The address in the first three words."""
         return b"".join(word.to_bytes(2, "little") for word in self.words[:3])
 
-    def clock(self, pins: Eecd) -> None:
+    def clock(self, pins: int) -> None:
         """Take the pins' levels; bits move on the rising edge of the clock."""
         old, self._pins = self._pins, pins
         if not pins & Eecd.CS:

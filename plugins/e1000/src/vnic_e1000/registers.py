@@ -211,16 +211,19 @@ class Status(IntFlag):
     LU = 1 << 1
 
 
-class Eecd(IntFlag):
-    """Spec: "EEPROM/Flash Control & Data Register"."""
+class Eecd:
+    """Plain numbers: a driver reads the EEPROM bit by bit, with some ten thousand accesses.
 
-    SK = 1 << 0
-    CS = 1 << 1
-    DI = 1 << 2
-    DO = 1 << 3
-    REQ = 1 << 6
-    GNT = 1 << 7
-    PRES = 1 << 8
+    Spec: "EEPROM/Flash Control & Data Register".
+    """
+
+    SK: Final = 1 << 0
+    CS: Final = 1 << 1
+    DI: Final = 1 << 2
+    DO: Final = 1 << 3
+    REQ: Final = 1 << 6
+    GNT: Final = 1 << 7
+    PRES: Final = 1 << 8
 
 
 class Eerd(IntFlag):
