@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vnic.loop import Loop
-from vnic_e1000.interrupts import DELAY_UNIT_S, ITR_UNIT_S, Delay, Interrupts
+from vnic_e1000.interrupts import DELAY_UNIT_S, HANDLER_S, ITR_UNIT_S, Delay, Interrupts
 from vnic_e1000.registers import CAUSES, Cause
 
 MAC = b"\x52\x54\x00\x12\x34\x56"
@@ -96,6 +96,7 @@ def test_between_two_interrupts_passes_the_interval(bench: Any) -> None:
     guest.write("ICS", LSC)
     assert host.irq_level  # the first has nothing to wait for
     guest.read("ICR")
+    guest.write("IMS", LSC)
     guest.write("ICS", LSC)
     assert not host.irq_level
     bench.pass_s(900 * ITR_UNIT_S)
@@ -114,6 +115,32 @@ def test_a_cause_that_was_taken_meanwhile_does_not_interrupt(bench: Any) -> None
     assert guest.read("ICR") == LSC
     bench.pass_s(1)
     assert not host.irq_level
+
+
+@pytest.mark.parametrize("register", ["IMC", "IMS"])
+def test_a_handler_that_has_taken_the_causes_is_not_interrupted(bench: Any, register: str) -> None:
+    guest, host = bench.guest, bench.host
+    guest.read("ICR")
+    guest.write("IMS", LSC | RXT0)
+    guest.write("ICS", LSC)
+    guest.read("ICR")
+    guest.write("ICS", RXT0)  # a frame came after the handler looked
+    assert not host.irq_level
+    guest.write(register, RXT0 if register == "IMS" else LSC)  # the handler is over
+    assert host.irq_level
+
+
+def test_a_handler_that_says_nothing_more_is_waited_for_half_a_millisecond(bench: Any) -> None:
+    guest, host = bench.guest, bench.host
+    guest.read("ICR")
+    guest.write("IMS", LSC)
+    guest.write("ICS", LSC)
+    guest.read("ICR")
+    guest.write("ICS", LSC)
+    bench.pass_s(0.9 * HANDLER_S)
+    assert not host.irq_level
+    bench.pass_s(0.2 * HANDLER_S)
+    assert host.irq_level
 
 
 # ---- delays --------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Interrupts: causes, their mask, and how often the pin may rise.
+"""Interrupts: causes, their mask, and when the pin may rise.
 
 Spec: 8254x Family Software Developer's Manual, "Interrupt Register Descriptions"; "Interrupt
 Moderation".
@@ -18,6 +18,13 @@ ITR_UNIT_S: Final = 256e-9
 DELAY_UNIT_S: Final = 1.024e-6
 """Of RDTR, RADV, TIDV and TADV."""
 
+HANDLER_S: Final = 500e-6
+"""How long the pin stays down after the driver took the causes, if it says nothing more.
+
+What comes in the meantime its handler will find without another interrupt: it is about to disable
+them and to look at the rings.  A pin that rose before that would cost the guest a second handler.
+"""
+
 
 class Interrupts:
     """Causes are raised; the pin follows those that are enabled, no more often than ITR allows."""
@@ -28,6 +35,7 @@ class Interrupts:
         self._timer: Timer | None = None
         self._level = False
         self._risen_s = float("-inf")
+        self._handled_s = float("-inf")  # when the driver's handler is over, as far as known
         self.cause = 0
         self.mask = 0
         self.interval_s = 0.0
@@ -37,7 +45,7 @@ class Interrupts:
         """Nothing is raised, nothing enabled."""
         self.cause = self.mask = 0
         self.interval_s = 0.0
-        self._risen_s = float("-inf")
+        self._risen_s = self._handled_s = float("-inf")
         self._update()
 
     def raise_cause(self, cause: int) -> None:
@@ -48,6 +56,8 @@ class Interrupts:
     def take_cause(self) -> int:
         """Return the causes and clear them, as a read of ICR does."""
         cause, self.cause = self.cause, 0
+        if self._level:
+            self._handled_s = self._loop.clock() + HANDLER_S
         self._update()
         return cause
 
@@ -59,11 +69,13 @@ class Interrupts:
     def enable(self, cause: int) -> None:
         """Let causes interrupt."""
         self.mask |= int(cause) & CAUSES
+        self._handled_s = float("-inf")
         self._update()
 
     def disable(self, cause: int) -> None:
         """Keep causes from interrupting."""
         self.mask &= ~cause
+        self._handled_s = float("-inf")
         self._update()
 
     def _update(self) -> None:
@@ -72,12 +84,13 @@ class Interrupts:
             return
         if not wanted:
             self._set_level(False)
+            return
+        due_s = max(self._risen_s + self.interval_s, self._handled_s)
+        wait_s = due_s - self._loop.clock()
+        if wait_s <= 0:
+            self._set_level(True)
         elif self._timer is None:
-            wait_s = self._risen_s + self.interval_s - self._loop.clock()
-            if wait_s <= 0:
-                self._set_level(True)
-            else:
-                self._timer = self._loop.timer(wait_s, self._expire)
+            self._timer = self._loop.timer(wait_s, self._expire)
 
     def _set_level(self, level: bool) -> None:
         self._level = level
