@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 import socket
 import threading
@@ -93,6 +94,26 @@ def test_an_idle_run_sleeps_until_its_timer(world: World) -> None:
     loop.run()
     loop.close()
     assert rounds() < 10
+
+
+def test_after_a_descriptor_it_looks_on_for_a_while_and_then_sleeps(world: World) -> None:
+    loop = Loop(clock=map((1e-5).__mul__, itertools.count()).__next__, spin_s=50e-6)
+    rounds = count_rounds(loop)
+    ours, theirs = world.pair()
+    theirs.send(b"x")
+    came_in: list[int] = []
+    loop.watch(ours.fileno(), lambda _: (ours.recv(1), came_in.append(rounds())))
+
+    def sleeps() -> bool:
+        if came_in:
+            loop.stop()
+        return False
+
+    loop._arm = sleeps  # type: ignore[method-assign]
+    loop.run()
+    loop.close()
+    assert came_in == [0]
+    assert 4 <= rounds() <= 7
 
 
 def count_rounds(loop: Loop) -> Callable[[], int]:

@@ -24,7 +24,9 @@ from vnic.timerfd import timerfd_create, timerfd_settime
 log = logging.getLogger("vnic.loop")
 
 SPIN_S: Final = 50e-6
-"""How long a loop polls on after the last work.  About what it costs to sleep and be woken."""
+"""How long a loop looks on after the last work, at rings and descriptors.  About what it costs to
+sleep and be woken: a VMM whose guest waits for a register asks for the next one in that time.
+"""
 
 _ROUNDS_PER_EPOLL: Final = 16
 """While rings are busy, descriptors are looked at every so many rounds: a look costs as much as
@@ -166,18 +168,17 @@ class Loop:
     def run(self) -> None:
         """Run until `stop`; not at all if that has been called since the last run."""
         self._thread = threading.get_ident()
-        last_work = self.clock()
+        last_work = float("-inf")
         try:
             while not self._stopping:
-                self._look(0.0)
-                if self._round(_ROUNDS_PER_EPOLL):
+                looked = self._look(0.0)
+                if self._round(_ROUNDS_PER_EPOLL) or looked:
                     last_work = self.clock()
                 elif not self._paused and (
-                    self._scheduled or (self._pollers and self.clock() - last_work < self._spin_s)
+                    self._scheduled or self.clock() - last_work < self._spin_s
                 ):
                     continue
-                elif not self._arm():
-                    self._look(self._sleep_s())
+                elif not self._arm() and self._look(self._sleep_s()):
                     last_work = self.clock()
         finally:
             self._stopping = False
@@ -258,11 +259,11 @@ class Loop:
 
     # ---- one round
 
-    def _look(self, timeout_s: float) -> None:
-        """Wait for descriptors, and call back for those that are ready."""
+    def _look(self, timeout_s: float) -> bool:
+        """Wait for descriptors, and call back for those that are ready; whether there were any."""
         events = self._epoll.poll(timeout_s)
         if not events:
-            return
+            return False
         with self.lock:
             # Whose they are is settled first: a callback may close a descriptor, and the next one
             # be given its number, and then the old one's hang-up would be the new one's.
@@ -276,6 +277,7 @@ class Loop:
                     except Exception:
                         log.exception("descriptor %d: its callback failed; watched no more", fd)
                         watch.close()
+        return True
 
     def _round(self, n_polls: int = 1) -> bool:
         """Run what is scheduled, what is due, and what is polled; whether polling found work.

@@ -20,7 +20,6 @@ from vnic.config import default_mac
 from vnic.features import GUEST_OFFLOADS, HOST_OFFLOADS, NONE
 from vnic.hookspecs import Host, ResetKind
 from vnic.link import Link
-from vnic.loop import Poller
 from vnic.pci import Bar, BarKind, Function, Identity
 
 from vnic_e1000.device import Device, IoWindow
@@ -92,7 +91,6 @@ class Plugin:
         self._may_receive = False  # what the driver allows, of all that it takes
         self._may_transmit = False
         self._loops = False
-        self._poller: Poller | None = None
         self._ready = False
 
     # ---- hooks
@@ -263,12 +261,6 @@ class Plugin:
             self._room.reset()
         if transmit:
             self._host.schedule(self.transmit)
-        if (receive or transmit) and self._poller is None:
-            # There is nothing to poll; but while a driver is at work, its next access is near.
-            self._poller = self._host.loop.poll(_nothing, _nothing)
-        elif not (receive or transmit) and self._poller is not None:
-            self._poller.close()
-            self._poller = None
 
     def device_reset(self) -> None:
         """The driver has reset the device."""
@@ -292,7 +284,3 @@ class Plugin:
         counts.update(self._tx.counters)
         counts["rx_bad_buffers"] += self._rx.n_bad_buffers
         return dict(counts)
-
-
-def _nothing() -> bool:
-    return False
