@@ -56,7 +56,8 @@ LAYOUTS = [
         256,
         (
             "buf_ofs 0:8 num_slots 8:4 nr_buf_size 12:4 ringid 16:2 dir 18:2 head 20:4 cur 24:4 "
-            "tail 28:4 flags 32:4 ts_sec 40:8 ts_usec 48:8 offset_mask 56:8 buf_align 64:8 sem 128:128"
+            "tail 28:4 flags 32:4 ts_sec 40:8 ts_usec 48:8 offset_mask 56:8 buf_align 64:8 "
+            "sem 128:128"
         ),
     ),
     (NetmapSlot, 16, "buf_idx 0:4 len 4:2 flags 6:2 ptr 8:8"),

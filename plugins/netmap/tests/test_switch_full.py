@@ -12,6 +12,7 @@ from vnic.config import structure
 from vnic.errors import ConfigError
 from vnic.hookspecs import hookimpl
 from vnic_netmap import Vale
+from vnic_netmap.embedded import switches
 
 MS = 0.001
 
@@ -272,7 +273,7 @@ def test_who_is_let_go_is_told_from_the_loop_while_frames_are_delivered(lan: Lan
     h.send_to(b)
     b.guest.room.n_max = LOTS
     b.link._receiving = type(b.link.receiving).ON  # its room comes back just as a sends
-    port = b.link._layers[-1].hooks.recv.__self__._open
+    port = next(port for port in switches["vale0"].ports.values() if port.name == "b")
     port._paused = False
     assert a.send_to(b) == 1
     assert holder.calls == []

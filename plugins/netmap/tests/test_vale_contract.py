@@ -11,7 +11,9 @@ from vnic.loop import Loop
 from vnic.testing.bench import Guest, from_guest, to_guest
 from vnic.testing.contract import BackendContract, Outside
 from vnic_netmap import Vale
-from vnic_netmap.vale import _switches
+from vnic_netmap.embedded import switches
+
+EMBEDDED = Vale.Options(engine="embedded")
 
 
 class AnotherPort(Outside):
@@ -20,12 +22,12 @@ class AnotherPort(Outside):
     plugin = Vale
     name = "vale0:1"
     sizes = (14, 15, 60, 64, 65, 590, 1500, 1514, 9014, 65535)
-    options = Vale.Options()
-    wrong = (("vale0", Vale.Options()), ("vale0:", Vale.Options()), ("vale0:2", Vale.Options()))
+    options = EMBEDDED
+    wrong = (("vale0", EMBEDDED), ("vale0:", EMBEDDED), ("vale0:2", EMBEDDED))
 
     def __init__(self, loop: Loop) -> None:
         self.link = Link("outside", loop)
-        self.link.open([(Vale(), "vale0:2", Vale.Options())])
+        self.link.open([(Vale(), "vale0:2", EMBEDDED)])
         self.guest = Guest(self.link, offloads=GUEST_OFFLOADS)
         self.guest.start()
         self.guest.send(to_guest(1))  # shows its address
@@ -33,7 +35,7 @@ class AnotherPort(Outside):
     def open(self, call: Callable[[], None]) -> None:
         # Both addresses are known, as between guests that talk: what is flooded never waits.
         call()
-        switch = _switches["vale0"]
+        switch = switches["vale0"]
         port = next(port for port in switch.ports.values() if port.name == "1")
         switch.forward(port, Burst.of(from_guest(1)))
         self.guest.frames.clear()

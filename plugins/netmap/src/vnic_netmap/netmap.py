@@ -11,7 +11,7 @@ from vnic.burst import BURST_MAX, Burst, Room
 from vnic.features import GUEST_OFFLOADS, NONE, Features
 from vnic.link import Joint, JointWatch
 
-from vnic_netmap.names import parse
+from vnic_netmap.names import PortName, parse
 from vnic_netmap.options import NetmapOptions
 from vnic_netmap.port import Port
 from vnic_netmap.ring_kernel import COUNTERS as RING_COUNTERS
@@ -52,9 +52,16 @@ class Netmap:
     @hookimpl
     def init(self, name: str, options: NetmapOptions, link: Joint) -> None:
         """Register the port, map its memory, wait for frames."""
-        self._name = name
+        self.open(name, parse(name), options, link)
+
+    def open(self, shown: str, name: PortName, options: NetmapOptions, link: Joint) -> None:
+        """Do what ``init`` does with a name that was read already; ``shown`` is it in errors.
+
+        Raises: ConfigError or BackendError, with nothing left open.
+        """
+        self._name = shown
         self._link = link
-        self._port = port = Port.open(name, parse(name), options)
+        self._port = port = Port.open(shown, name, options)
         try:
             if port.header_len:
                 self._capabilities = _WITH_HEADER
@@ -62,7 +69,6 @@ class Netmap:
         except BaseException:
             self.cleanup()
             raise
-        log.info("%s: %s", name, port)
 
     @hookimpl
     def cleanup(self) -> None:
@@ -184,7 +190,7 @@ class Netmap:
 
     def _fail(self, error: OSError) -> None:
         """Note that the port is of no use any more, in the middle of a burst; `_end` says so."""
-        if error.errno == errno.ENXIO:
+        if error.errno in (errno.EIO, errno.ENXIO):
             self._reason = "its interface is gone, or its driver; bring it back"
         else:
             self._reason = f"the module fails: {error.strerror}; look at its log (dmesg)"

@@ -175,10 +175,11 @@ def _bound(name: PortName, registration: Registration) -> tuple[list[int], list[
 
     def of(n: int, n_host: int) -> list[int]:
         match name.mode:
+            # Where only the other direction has a ring of this number, the first one stands in.
             case NrMode.ONE_NIC:
-                return [name.ring]
+                return [name.ring if name.ring < n else 0]
             case NrMode.ONE_SW:
-                return [n + name.ring]
+                return [n + (name.ring if name.ring < n_host else 0)]
             case NrMode.SW:
                 return list(range(n, n + n_host))
             case NrMode.NIC_SW:
