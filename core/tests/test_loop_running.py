@@ -172,6 +172,28 @@ def test_descriptors_get_their_turn_while_a_ring_is_busy(world: World) -> None:
     assert ring.n_work > 9_900
 
 
+@pytest.mark.parametrize(("step_s", "n_turns"), [(1e-6, 16), (1e-3, 2)])
+def test_between_two_looks_at_descriptors_are_many_short_turns_or_few_long_ones(
+    world: World, step_s: float, n_turns: int
+) -> None:
+    ring = Ring(world.loop, world.clock)
+    ring.n_work = 1 << 30
+    ours, theirs = world.pair()
+    theirs.send(b"x")
+    world.loop.watch(ours.fileno(), world.note("look"))
+
+    def turn() -> None:
+        world.clock.now_s += step_s
+        world.called.append("turn")
+        if len(world.called) > 3 * n_turns:
+            world.loop.stop()
+        world.loop.schedule(turn)
+
+    world.loop.schedule(turn)
+    world.loop.run()
+    assert world.called[: n_turns + 2] == ["look", *["turn"] * n_turns, "look"]
+
+
 def test_before_it_sleeps_it_looks_once_more_at_what_came_meanwhile(world: World) -> None:
     ring = Ring(world.loop, world.clock, step_s=1e-5)
 

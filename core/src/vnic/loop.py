@@ -32,6 +32,9 @@ _ROUNDS_PER_EPOLL: Final = 16
 """While rings are busy, descriptors are looked at every so many rounds: a look costs as much as
 twenty frames, and sixteen rounds are at most some hundred microseconds."""
 
+_SCHEDULED_S: Final = 200e-6
+"""And if more is scheduled all the while, which may take any time, until so much has passed."""
+
 _EMBEDDED_ROUNDS: Final = 4
 """Rounds of polled work in one `dispatch`, so that an embedding loop gets its turn."""
 
@@ -282,30 +285,29 @@ class Loop:
     def _round(self, n_polls: int = 1) -> bool:
         """Run what is scheduled, what is due, and what is polled; whether polling found work.
 
-        While it finds work, and there is nothing else to do, it is done ``n_polls`` times: lock and
-        clock cost as much as several frames.
+        While it finds work all is done ``n_polls`` times, if more is scheduled meanwhile for no
+        longer than `_SCHEDULED_S`: lock, clock and epoll cost as much as several frames.
         """
         with self.lock:
-            if self._paused:
-                return False
-            # One by one, so that another thread may add at any time; what is added runs later.
-            for _ in range(len(self._scheduled)):
-                if not self._paused:
-                    _call(self._scheduled.popitem(last=False)[0])
-            if self._timers and self._timers[0][0] <= (now := self.clock()):
-                self._run_timers(now)
-            found = False
+            found, until_s = False, 0.0
             for _ in range(n_polls):
-                if self._held() or not self._poll_all():
+                # One by one, so that another thread may add at any time; what is added runs later.
+                for _ in range(len(self._scheduled)):
+                    if not self._paused:
+                        _call(self._scheduled.popitem(last=False)[0])
+                if self._timers and self._timers[0][0] <= (now := self.clock()):
+                    self._run_timers(now)
+                if self._paused or not self._poll_all():
                     break
                 found = True
-                if self._scheduled or self._stopping:
+                if self._stopping:
                     break
+                if self._scheduled:
+                    now = self.clock()
+                    until_s = until_s or now + _SCHEDULED_S
+                    if now >= until_s:
+                        break
             return found
-
-    def _held(self) -> bool:
-        """Whether it is paused; a callback may have done that meanwhile."""
-        return self._paused
 
     def _poll_all(self) -> bool:
         busy = False
