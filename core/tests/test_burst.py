@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
@@ -103,8 +103,35 @@ def test_writev_stops_at_a_full_descriptor_and_goes_on_there(wire: Pair) -> None
     assert got == frames
 
 
-def test_writev_counts_what_the_kernel_refuses_and_goes_on(wire: Pair) -> None:
-    burst = Burst.of([b"a", b"b", b"c"])
-    wire[1].close()
-    assert burst.writev(wire[0].fileno()) == (3, 3, errno.EPIPE)
-    assert burst.writev(-1) == (3, 3, errno.EBADF)
+def opened(path: str, flags: int = os.O_RDWR) -> Callable[[], int]:
+    return lambda: os.open(path, flags)
+
+
+REFUSING = {
+    "EIO": opened("/proc/self/mem"),  # where nothing is mapped
+    "EINVAL": lambda: os.eventfd(0, os.EFD_NONBLOCK),  # which takes eight bytes
+    "ENOSPC": opened("/dev/full"),
+    "EBADF": opened(os.devnull, os.O_RDONLY),
+    "ENOTCONN": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).detach(),
+    "EDESTADDRREQ": lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).detach(),
+    "EPIPE": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).detach(),
+}
+"""Descriptors that answer ``writev`` with this error."""
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_writev_counts_what_the_kernel_refuses_and_goes_on(name: str) -> None:  # F4
+    burst = Burst.of([b"abc", b"defg", b"h"])
+    fd = REFUSING[name]()
+    try:
+        assert burst.writev(fd) == (3, 3, getattr(errno, name))
+        assert burst.writev(fd, 2) == (1, 1, getattr(errno, name))
+    finally:
+        os.close(fd)
+
+
+def test_writev_refuses_a_frame_and_takes_the_next(wire: Pair) -> None:  # F4
+    wire[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    burst = Burst.of([b"first", bytes(60_000), b"last"])
+    assert burst.writev(wire[0].fileno(), header=False) == (3, 1, errno.EMSGSIZE)
+    assert [wire[1].recv(100), wire[1].recv(100)] == [b"first", b"last"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import deque
@@ -296,6 +297,53 @@ class Spins(Memory):
             self.link.loop.schedule(self._again)
 
 
+class RaisesWhenRefused(Memory):
+    @hookimpl
+    def send(self, burst: Burst) -> int:
+        if self.wire.refuses:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().send(burst)
+
+
+class TakesRefusalForFull(Memory):
+    @hookimpl
+    def send(self, burst: Burst) -> int:
+        return 0 if self.wire.refuses else super().send(burst)
+
+
+class RefusedUncounted(Memory):
+    @hookimpl
+    def send(self, burst: Burst) -> int:
+        return len(burst) if self.wire.refuses else super().send(burst)
+
+
+class StaysUpWhenAlone(Memory):
+    def gone(self) -> None:
+        """The cut end says nothing."""
+
+
+class SpinsWhenAlone(Memory):
+    def gone(self) -> None:
+        super().gone()
+        self._poll()
+
+    def _poll(self) -> None:
+        if self.wire.plugin is self:
+            self.link.loop.schedule(self._poll)
+
+
+class AnnouncesLater(Memory):
+    """Goes round its link to the guest, from the loop."""
+
+    @hookimpl
+    def init(self, name: str, options: Any, link: Joint) -> None:
+        super().init(name, options, link)
+        say, guest = link.readable, link._link
+        link.readable = lambda: (  # type: ignore[method-assign]
+            link.loop.schedule(lambda: guest.on_readable()) if self.wire.to_guest else say()
+        )
+
+
 class DropsJumbo(Memory):
     @hookimpl
     def send(self, burst: Burst) -> int:
@@ -362,6 +410,28 @@ WRONG = [
     (OffersTsoAlone, "capabilities_are_virtio_nets_offload_bits", "HOST_TSO4: without"),
     (RefusesFewerCapabilities, "any_set_of_its_capabilities_may_be_in_force", "all or nothing"),
     (Spins, "it_rests_when_there_is_nothing_to_do", "it spins"),
+    (
+        RaisesWhenRefused,
+        "what_the_host_refuses_is_dropped_and_counted_and_the_rest_leaves",
+        "Input/output error",
+    ),
+    (
+        TakesRefusalForFull,
+        "what_the_host_refuses_is_dropped_and_counted_and_the_rest_leaves",
+        "wait as if it were full",
+    ),
+    (
+        RefusedUncounted,
+        "what_the_host_refuses_is_dropped_and_counted_and_the_rest_leaves",
+        "of 3 frames that were refused 0 are counted",
+    ),
+    (
+        StaysUpWhenAlone,
+        "a_network_that_is_gone_takes_the_link_down_and_it_rests",
+        "the link still up",
+    ),
+    (SpinsWhenAlone, "a_network_that_is_gone_takes_the_link_down_and_it_rests", "it spins"),
+    (AnnouncesLater, "recv_disable_stops_what_is_on_its_way", "the guest heard"),
     (DropsJumbo, "frames_of_every_size_leave", "0 frames of 2"),
     (CutsJumbo, "frames_of_every_size_arrive", "4096 bytes instead of 9014"),
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +80,30 @@ def test_a_backend_that_raises_takes_its_link_down_and_the_nic_lives(
     bench.settle()
     assert len([r for r in caplog.records if r.levelno == logging.ERROR]) == 1
     link.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["EIO", "EINVAL", "ENOBUFS", "ENOMEM", "EPIPE", "ENETDOWN", "EBADF", "EAGAIN"]
+)
+@pytest.mark.parametrize("hook", ["send", "recv"])
+def test_any_errno_that_a_backend_raises_is_the_reason_and_its_neighbour_goes_on(
+    bench: LoopBench, hook: str, name: str
+) -> None:  # F4, F7
+    link, frontend, backend = open_fake(bench.loop)
+    _, beside, other = open_fake(bench.loop)
+    number = getattr(errno, name)
+    backend.raises, backend.fault = {hook}, OSError(number, os.strerror(number))
+    do(hook, link, frontend, backend)
+    bench.settle()
+    assert (link.is_up, frontend.ups) == (False, [False])
+    assert link.reason.startswith(f"{hook}: [Errno {number}]")
+    assert link.send(Burst.of(frames(2))) == 2
+    backend.deliver(*frames(2))
+    assert link.counters()["tx_drop_link_down"] == 2
+    other.deliver(*frames(2))
+    assert beside.frames == frames(2)
+    assert beside.link.send(Burst.of(frames(2))) == 2
+    assert other.sent == frames(2)
 
 
 def test_frames_of_a_send_that_raised_count_as_dropped(bench: LoopBench) -> None:

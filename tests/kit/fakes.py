@@ -23,6 +23,8 @@ class SmallBackend:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.raises: set[str] = set()
+        self.fault: Exception | None = None
+        """What such a hook raises; None: an error that names it."""
         self.sent: list[bytes] = []
         self.headers: list[bytes] = []
         """Those of what was sent."""
@@ -36,7 +38,7 @@ class SmallBackend:
     def _called(self, hook: str) -> None:
         self.calls.append(hook)
         if hook in self.raises:
-            raise RuntimeError(f"{hook} on purpose")
+            raise self.fault or RuntimeError(f"{hook} on purpose")
 
     @hookimpl
     def init(self, name: str, options: Any, link: Joint) -> None:

@@ -24,6 +24,7 @@ class Wire:
         self.from_guest: deque[bytes] = deque()
         self.to_guest: deque[bytes] = deque()
         self.limit = 1 << 30
+        self.refuses = False
         self.plugin: Memory | None = None
 
 
@@ -47,6 +48,9 @@ class Memory:
 
     @hookimpl
     def send(self, burst: Burst) -> int:
+        if self.wire.refuses:
+            self.link.count("memory_drop_refused", len(burst))
+            return len(burst)
         n = min(len(burst), self.wire.limit - len(self.wire.from_guest))
         self.wire.from_guest += [bytes(burst[i]) for i in range(n)]
         return n
@@ -58,6 +62,9 @@ class Memory:
             self.wire.to_guest.popleft()
             n += 1
         return n
+
+    def gone(self) -> None:
+        self.link.down("the wire was cut")
 
     @hookimpl
     def get_capabilities(self) -> Features:
@@ -93,6 +100,16 @@ class BehindMemory(Outside):
         self.wire.limit = 1 << 30
         assert self.wire.plugin is not None
         self.wire.plugin.link.writable()
+
+    def refuse(self) -> None:
+        self.wire.refuses = True
+
+    def accept(self) -> None:
+        self.wire.refuses = False
+
+    def hang_up(self) -> None:
+        assert self.wire.plugin is not None
+        self.wire.plugin.gone()
 
     def close(self) -> None:
         Wire.all.clear()

@@ -202,6 +202,18 @@ class BackendContract:
         bench.settle()
         owe(guest.n_writable == n_writable, "it goes on to say writable() when nobody waits")
 
+    def test_what_the_host_refuses_is_dropped_and_counted_and_the_rest_leaves(self) -> None:  # F4
+        bench, outside = self._open()
+        outside.refuse()
+        bench.guest.send(from_guest(3))
+        bench.settle()
+        bench.check()
+        owe(not bench.guest.n_waiting, "frames that are refused for good wait as if it were full")
+        n = self._n_dropped()
+        owe(n == 3, f"of 3 frames that were refused {n} are counted: link.count(...drop...)")
+        outside.accept()
+        self._leave(from_guest(3, first=3))
+
     # ---- frames for the guest
 
     def test_recv_with_nothing_pending_returns_0_at_once(self) -> None:
@@ -232,7 +244,7 @@ class BackendContract:
         bench.run_until(lambda: len(bench.guest.frames) >= n, what)
         compare(bench.guest.frames, to_guest(n), "to the guest")
 
-    def test_after_recv_disable_nothing_is_heard_until_recv_enable(self) -> None:
+    def test_after_recv_disable_nothing_is_heard_until_recv_enable(self) -> None:  # F6
         bench, outside = self._open()
         guest = bench.guest
         guest.start()
@@ -250,6 +262,20 @@ class BackendContract:
         what = "what came while it was disabled did not arrive after recv_enable"
         bench.run_until(lambda: len(guest.frames) >= 8, what)
         compare(guest.frames, to_guest(8), "to the guest")
+
+    def test_recv_disable_stops_what_is_on_its_way(self) -> None:  # F6
+        bench, outside = self._open()
+        guest = bench.guest
+        guest.start()
+        outside.arrive(to_guest(5))
+        bench.link.recv_disable()  # the loop has not run since they came
+        heard, got = guest.n_readable, len(guest.frames)
+        bench.settle()
+        owe(guest.n_readable == heard, "after recv_disable the guest heard readable()")
+        owe(len(guest.frames) == got, "after recv_disable the guest got frames")
+        guest.start()
+        bench.wait(lambda: len(guest.frames) >= 5)
+        compare(guest.frames, to_guest(5), "to a guest that stopped and went on")
 
     def test_a_guest_short_of_room_gets_the_rest_later_in_order(self) -> None:
         bench, outside = self._open()
@@ -333,7 +359,26 @@ class BackendContract:
         bench.link.recv_disable()
         bench.settle()
 
+    def test_a_network_that_is_gone_takes_the_link_down_and_it_rests(self) -> None:  # F5
+        bench, outside = self._open()
+        bench.guest.start()
+        self._cross(3)
+        outside.hang_up()
+        what = "the network is gone, and the link still up: link.down(why)"
+        bench.run_until(lambda: not bench.link.is_up, what)
+        owe(bench.link.reason, "the link went down without a reason: link.down(why)")
+        bench.settle()
+        n = self._n_dropped()
+        bench.guest.send(from_guest(5))
+        bench.settle()
+        owe(not bench.guest.n_waiting, "frames wait for a network that is gone")
+        owe(self._n_dropped() == n + 5, "frames to a network that is gone are not all counted")
+
     # ---- what they share
+
+    def _n_dropped(self) -> int:
+        bench, _ = self._set_up()
+        return sum(n for name, n in bench.link.counters().items() if "_drop_" in name)
 
     def _set_up(self) -> tuple[Bench, Outside]:
         if self._bench is None or self._outside is None:

@@ -45,6 +45,18 @@ class Outside:
         """Have a frame come in whose virtio-net header asks for something.  Optional."""
         raise SkipTest("the outside doesn't say how to offload: Outside.arrive_offloaded")
 
+    def refuse(self) -> None:
+        """Refuse what the guest sends, for good: as the kernel answers EIO or EINVAL.  Optional."""
+        raise SkipTest("the outside doesn't say how to refuse: Outside.refuse, Outside.accept")
+
+    def accept(self) -> None:
+        """Undo `refuse`."""
+        raise NotImplementedError
+
+    def hang_up(self) -> None:
+        """Take the host network away: delete the interface, close the other end.  Optional."""
+        raise SkipTest("the outside doesn't say how to hang up: Outside.hang_up")
+
     def open(self, call: Callable[[], None]) -> None:
         """Make the call that opens the backend: where that must be done somewhere special."""
         call()
