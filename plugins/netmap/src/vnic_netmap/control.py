@@ -31,6 +31,9 @@ from vnic_netmap.abi import (
 from vnic_netmap.names import PortName
 from vnic_netmap.system import System
 
+_UNKNOWN: Final = (errno.EINVAL, errno.ENOTTY, errno.EOPNOTSUPP, errno.ENXIO)
+"""What modules say to a request that they don't know: Linux's EOPNOTSUPP, FreeBSD's, which take it
+for one to an interface, ENXIO or what that says."""
 _LEGACY_PIPE: Final = re.compile(r"(.+)([{}])(\d+)")
 _LEGACY_FLAGS: Final = ~(NrFlag.NO_TX_POLL | NrFlag.DO_RX_POLL)
 """What nr_flags can say there; those two are bits of nr_ringid."""
@@ -59,9 +62,9 @@ def register(
 
     ``n_slots``, ``n_rings``: for each direction of a port that is made; 0: as the module likes.
 
-    A module that doesn't know NIOCCTRL answers EINVAL or ENOTTY.  So may one that does, if what is
-    asked for can't be; then it answers NIOCREGIF the same.  So after those two the legacy request
-    decides.
+    A module that doesn't know NIOCCTRL answers with one of `_UNKNOWN`.  One that does answers so,
+    too, if what is asked for can't be; and then gives NIOCREGIF the same answer.  So after those
+    the legacy request decides.
     """
     request = NmreqRegister(
         nr_tx_slots=n_slots,
@@ -77,7 +80,7 @@ def register(
         _control(system, fd, NetmapReq.REGISTER, name, request)
     except OSError as error:
         legacy = _legacy(name)
-        if error.errno not in (errno.EINVAL, errno.ENOTTY) or legacy is None:
+        if error.errno not in _UNKNOWN or legacy is None:
             raise
         return _register_legacy(system, fd, legacy, flags, n_slots, n_rings)
     return Registration(

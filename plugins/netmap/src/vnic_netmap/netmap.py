@@ -11,6 +11,7 @@ from vnic.burst import BURST_MAX, Burst, Room
 from vnic.features import GUEST_OFFLOADS, NONE, Features
 from vnic.link import Joint, JointWatch
 
+from vnic_netmap.abi import NM_MAX_SLOTS
 from vnic_netmap.names import PortName, parse
 from vnic_netmap.options import NetmapOptions
 from vnic_netmap.port import Port
@@ -26,6 +27,9 @@ COUNTERS: Final = {
 
 _DISCARD_SLOTS: Final = 1024
 """Slots that one call gives back unread: a ring of the usual size."""
+
+_TURN_FRAMES: Final = NM_MAX_SLOTS
+"""After which another receive ring has its turn: more than what one of them holds."""
 
 _WITH_HEADER: Final = GUEST_OFFLOADS | Features.CSUM | Features.HOST_TSO4 | Features.HOST_TSO6
 """What may pass where there is a header.
@@ -45,7 +49,8 @@ class Netmap:
         self._watch: JointWatch | None = None
         self._capabilities = NONE
         self._delivering = False
-        self._turn = 0  # the receive ring that is looked at first
+        self._ring = 0  # the receive ring whose turn it is
+        self._turn = _TURN_FRAMES  # how many more of its frames are taken before the next one's
         self._reason = ""
         self._told: set[str] = set()
 
@@ -152,16 +157,24 @@ class Netmap:
         return self._capabilities
 
     def _deliver(self, port: Port, room: Room) -> int:
-        rings, n = port.rings, 0
-        first, self._turn = self._turn, (self._turn + 1) % max(1, rings.n_rx)
-        for i in range(rings.n_rx):
-            ring = (first + i) % rings.n_rx
-            while n < BURST_MAX and (offered := rings.gather(ring, BURST_MAX - n)):
+        """Take rings by turns: in order, so that what a sender put into several stays in order."""
+        rings, n, n_empty = port.rings, 0, 0
+        while n < BURST_MAX and n_empty < rings.n_rx:
+            offered = rings.gather(self._ring, min(BURST_MAX - n, self._turn))
+            if offered:
                 taken = room.put(rings.burst)
                 rings.consume(taken)
                 n += taken
                 if taken < offered or self._port is not port:
-                    return n
+                    break
+                n_empty = 0
+                self._turn -= taken
+            else:
+                n_empty += 1
+            if not offered or not self._turn:
+                self._ring, self._turn = (self._ring + 1) % rings.n_rx, _TURN_FRAMES
+        if n_empty == rings.n_rx:
+            self._ring = 0
         return n
 
     # ---- what goes wrong

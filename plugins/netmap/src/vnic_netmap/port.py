@@ -237,7 +237,7 @@ def _not_registered(shown: str, name: PortName, error: OSError) -> ConfigError |
                 f"{log_of_kernel}"
             )
         case errno.EOPNOTSUPP | errno.ENOSYS:
-            return BackendError(f"{what}: it is too old, or was built without; {log_of_kernel}")
+            return BackendError(f"{what}: it was built without this kind of port; {log_of_kernel}")
         case errno.EPERM | errno.EACCES:
             return BackendError(f"{what}; run as root, or with CAP_NET_ADMIN")
         case _:
