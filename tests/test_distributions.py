@@ -115,6 +115,9 @@ def test_what_is_installed_is_listed_and_nothing_else(
 ) -> None:
     assert listed == {
         ("backends", "acme"): ("acme-wire", "1.2.3"),
+        ("backends", "loop"): ("vnic", "0.1.0"),
+        ("backends", "macvtap"): ("vnic-tap", "0.1.0"),
+        ("backends", "null"): ("vnic", "0.1.0"),
         ("backends", "tap"): ("vnic-tap", "0.1.0"),
         ("drivers", "virtio-net"): ("vnic-virtio-net", "0.1.0"),
         ("frontends", "virtio-net"): ("vnic-virtio-net", "0.1.0"),

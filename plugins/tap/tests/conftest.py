@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -22,11 +23,12 @@ from vnic import Features
 from vnic.features import NONE
 from vnic.link import Link
 from vnic.loop import Loop
-from vnic_tap import Plugin
+from vnic_tap import MacvtapPlugin, Plugin
 
 DEADLINE_S = 5.0
 PLAIN = bytes(12)
 
+SO_SNDBUFFORCE = 32
 SOL_PACKET = 263
 PACKET_VNET_HDR = 15
 PACKET_IGNORE_OUTGOING = 23
@@ -136,25 +138,75 @@ class World:
         """Make a persistent tap, as root would for somebody else."""
         self.ip("tuntap", "add", name, "mode", mode, *words)
 
+    def make_macvtap(self, name: str = "lan0", *words: str) -> None:
+        """Make a macvtap on ``up0``, as root would for somebody else.
+
+        Its index is none that other namespaces have as well: /dev, they share.
+        """
+        index = str(random.randrange(1 << 24, 1 << 28))
+        what = ("name", name, "index", index, *words)
+        self.ip("link", "add", "link", "up0", *what, "type", "macvtap", "mode", "bridge")
+
+    def make_parent(self, mtu: int = 1500) -> None:
+        """Make ``up0``, which macvtaps can be on; what they send is seen at ``end``."""
+        self.netns.add_veth("up0", "end")
+        self.netns.up("up0", mtu=mtu)
+        self.netns.up("end", mtu=mtu)
+
+    def move(self, name: str, other: Netns) -> None:
+        """Move an interface to another namespace."""
+        with open(other.path) as namespace:  # noqa: PTH123 - a magic link
+            fd = namespace.fileno()
+            self.netns.call(
+                lambda: self.netns._ip.link(
+                    "set", index=self.netns._index_inside(name), net_ns_fd=fd
+                )
+            )
+
+    def open_tap(self, name: str = "tap0") -> int:
+        """Open a tap as somebody would who passes it on, and closes his descriptor in the end."""
+        fd = self.netns.open_tap(name)
+        self._close.callback(os.close, fd)
+        return fd
+
+    def open_macvtap(self, name: str = "lan0") -> int:
+        """Open a macvtap, in the same way."""
+        path = f"/dev/tap{self.netns.interfaces()[name]}"
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._close.callback(os.close, fd)
+        return fd
+
     def nic(
-        self, name: str = "tap0", features: Features = NONE, *, by: Any = None, **options: Any
+        self,
+        name: str = "tap0",
+        features: Features = NONE,
+        *,
+        by: Any = None,
+        inside: bool = True,
+        loop: Loop | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
     ) -> Nic:
-        """Open a link on a tap, in the namespace; ``by``: what makes the call."""
-        loop = Loop()
+        """Open a link on a tap, in the namespace or outside; ``by``: what makes the call."""
+        loop = loop or Loop(clock=clock)
         self._close.callback(loop.close)
         link = Link("nic0", loop)
-        layers: Sequence[Any] = [(Plugin(), name, Plugin.Options(**options))]
-        self.netns.call(by or _call, link.open, layers)
+        plugin = MacvtapPlugin if name.startswith("macvtap") else Plugin
+        layers: Sequence[Any] = [(plugin(), name, plugin.Options(**options))]
+        call = self.netns.call if inside else _call
+        call(by or _call, link.open, layers)
         self._close.callback(link.close)
         link.set_features(features)
         link.recv_enable()
         return Nic(loop, link)
 
     def wire(self, name: str = "tap0") -> Wire:
+        """Look at what comes out of a tap, or, at ``end``, of the macvtaps on ``up0``."""
         wire = self.netns.call(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._close.callback(wire.close)
         wire.settimeout(DEADLINE_S)
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 23)
+        wire.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 26)
         wire.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         wire.setsockopt(SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
         wire.bind((name, ETH_P_ALL))

@@ -10,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from vnic import Features
+from vnic import ConfigError, Features
 from vnic.burst import Burst
 from vnic.features import GUEST_OFFLOADS
+from vnic.loop import Loop
 from vnic_tap import Plugin
 from vnic_tap.device import TUNSETOFFLOAD, TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETVNETLE
 
@@ -78,6 +79,33 @@ def test_a_persistent_tap_stays_and_is_attached_to_again(world: Any) -> None:
         assert wire.recv_frames(1) == [FRAME]
         world.close()
     assert "tap0" in world.netns.interfaces()
+
+
+def test_persist_says_whether_it_stays(world: Any) -> None:
+    world.nic(persist=True).link.close()
+    assert "tap0" in world.netns.interfaces()
+    world.nic().link.close()
+    assert "tap0" in world.netns.interfaces()
+    world.nic(persist=False).link.close()
+    assert "tap0" not in world.netns.interfaces()
+
+
+def test_one_that_was_made_to_stay_is_its_makers(world: Any) -> None:
+    world.nic(persist=True).link.close()
+    assert "user root" in world.ip("-d", "link", "show", "tap0")
+
+
+def test_one_that_somebody_made_keeps_its_owner(world: Any) -> None:
+    world.make_tap("tap0", "user", "nobody")
+    world.nic(persist=True).link.close()
+    assert "user nobody" in world.ip("-d", "link", "show", "tap0")
+
+
+def test_what_cannot_be_opened_is_not_made_to_stay(world: Any) -> None:
+    with pytest.raises(ConfigError):
+        world.nic(persist=True, mtu=65535)
+    world.close()
+    assert world.netns.interfaces().keys() == {"lo"}
 
 
 def test_nothing_is_left_of_the_last_user_of_a_persistent_tap(world: Any, packet: Any) -> None:
@@ -167,6 +195,37 @@ def test_deleted_under_a_sender_drops_and_counts_and_says_so_from_the_loop(
     assert nic.link.reason == GONE
 
 
+def test_after_recv_disable_no_frame_calls_anybody(world: Any) -> None:  # F6
+    nic, wire = world.nic(), world.wire()
+    nic.link.recv_disable()
+    for _ in range(10):
+        wire.send(FRAME)
+        nic.settle()
+    assert nic.n_readable == 0
+    nic.link.recv_enable()
+    nic.run_until(lambda: len(nic.room.frames) == 10)
+
+
+def test_one_that_fails_takes_its_link_down_and_no_other(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:  # F7
+    loop = Loop()
+    nic, other = world.nic("tap0", loop=loop), world.nic("tap1", loop=loop)
+
+    def broken(*_: object) -> tuple[int, int]:
+        raise RuntimeError("readv is broken")
+
+    monkeypatch.setattr(nic.room, "readv", broken)
+    for name in ("tap0", "tap1"):
+        world.wire(name).send(FRAME)
+    other.run_until(lambda: other.room.frames == [FRAME])
+    nic.run_until(lambda: not nic.link.is_up)
+    assert nic.link.reason == "recv: readv is broken"
+    assert nic.ups == [False]
+    assert other.link.send(Burst.of([FRAME])) == 1
+    assert other.link.is_up
+
+
 def test_deleted_it_can_be_made_again_by_a_new_link(world: Any) -> None:
     nic = world.nic()
     world.netns.delete("tap0")
@@ -179,12 +238,7 @@ def test_deleted_it_can_be_made_again_by_a_new_link(world: Any) -> None:
 def test_an_interface_moved_to_another_namespace_goes_on(world: Any) -> None:
     nic = world.nic()
     with type(world.netns)() as other:
-        with open(other.path) as namespace:  # noqa: PTH123 - a magic link
-            world.netns.call(
-                lambda: world.netns._ip.link(
-                    "set", index=world.netns._index_inside("tap0"), net_ns_fd=namespace.fileno()
-                )
-            )
+        world.move("tap0", other)
         nic.settle()
         assert nic.link.is_up
         other.up("tap0")

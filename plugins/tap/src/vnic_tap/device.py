@@ -5,34 +5,38 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import pwd
 import struct
-from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
-from vnic.errors import BackendError, ConfigError
+from vnic.errors import BackendError
 from vnic.features import NONE, Features, coherent
 
-from vnic_tap.interface import Interface, look
 
-TUN_PATH: Final = Path("/dev/net/tun")
-
-
-def _iow(number: int) -> int:
-    """Return ``_IOW('T', number, int)``, as <asm-generic/ioctl.h> encodes it."""
-    return 1 << 30 | 4 << 16 | ord("T") << 8 | number
+def _ioc(direction: int, number: int) -> int:
+    """Return ``_IOR`` or ``_IOW('T', number, int)``, as <asm-generic/ioctl.h> encodes it."""
+    return direction << 30 | 4 << 16 | ord("T") << 8 | number
 
 
-# linux/if_tun.h
-TUNSETIFF: Final = _iow(202)
-TUNSETOFFLOAD: Final = _iow(208)
-TUNSETSNDBUF: Final = _iow(212)
-TUNSETVNETHDRSZ: Final = _iow(216)
-TUNSETVNETLE: Final = _iow(220)
+# linux/if_tun.h; a macvtap (linux/drivers/net/tap.c) answers to the same, where it says so here
+TUNSETIFF: Final = _ioc(1, 202)
+TUNSETPERSIST: Final = _ioc(1, 203)  # tap only
+TUNSETOWNER: Final = _ioc(1, 204)  # tap only
+TUNSETOFFLOAD: Final = _ioc(1, 208)
+TUNGETIFF: Final = _ioc(2, 210)
+TUNSETSNDBUF: Final = _ioc(1, 212)
+TUNSETVNETHDRSZ: Final = _ioc(1, 216)
+TUNSETVNETLE: Final = _ioc(1, 220)
+SIOCGIFHWADDR: Final = 0x8927  # linux/sockios.h
 
+IFF_TUN: Final = 0x0001
 IFF_TAP: Final = 0x0002
+IFF_MULTI_QUEUE: Final = 0x0100
+IFF_DETACH_QUEUE: Final = 0x0400
+IFF_PERSIST: Final = 0x0800
 IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
+FLAGS: Final = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
+"""What a tap has to be for us: Ethernet frames behind a virtio-net header and nothing else."""
 
 TUN_F_CSUM: Final = 0x01
 TUN_F_TSO4: Final = 0x02
@@ -43,8 +47,8 @@ TUN_F_USO6: Final = 0x40
 
 _IFREQ: Final = struct.Struct("=16sH22x")
 """``struct ifreq``: a name and, of its union, the flags."""
-_NAME_MAX: Final = 15
-"""IFNAMSIZ less the zero at its end.  TUNSETIFF cuts a longer name in silence."""
+_TUN_DEVICE: Final = os.makedev(10, 200)
+"""/dev/net/tun.  Spec: Linux, Documentation/admin-guide/devices.txt, "misc"."""
 _VNET_HEADER_LEN: Final = 12
 _SNDBUF_UNLIMITED: Final = 2**31 - 1
 
@@ -62,47 +66,90 @@ _OFFLOADS: Final = (
 
 
 class Device:
-    """A tap that is attached: ``fd`` reads and writes frames, each behind a 12-byte header.
+    """A tap or a macvtap: ``fd`` reads and writes frames, each behind a 12-byte header.
 
-    It never blocks.  A tap that was made persistent keeps header size, byte order, offloads and
-    send buffer when it is closed, so each is set, whatever it may be already.
+    It never blocks.  Errors name it by its label.
     """
 
-    def __init__(self, name: str, fd: int) -> None:
-        self.name = name
+    def __init__(self, label: str, fd: int) -> None:
+        """The descriptor is the device's from now on."""
+        self.label = label
         self.fd = fd
-
-    @classmethod
-    def open(cls, name: str, sndbuf: int | None = None) -> Self:
-        """Attach to the tap of that name; make it if there is none, to go with the descriptor.
-
-        ``sndbuf`` limits the bytes that are on their way from us; beyond it the tap is full.
-        None: it never is, and the queues behind it drop, as queues do.
-
-        Raises: ConfigError or BackendError, with nothing left open.
-        """
-        _check_name(name)
-        try:
-            fd = os.open(TUN_PATH, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise BackendError(_not_opened(name, error)) from None
-        device = cls(name, fd)
-        try:
-            device._attach()
-            device._set(TUNSETVNETHDRSZ, "header size", _VNET_HEADER_LEN)
-            device._set(TUNSETVNETLE, "header's byte order", 1)
-            device._set(TUNSETSNDBUF, "send buffer", sndbuf or _SNDBUF_UNLIMITED)
-            device.set_offloads(NONE)
-        except BaseException:
-            device.close()
-            raise
-        return device
 
     def close(self) -> None:
         """Detach.  Twice is allowed."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)
+
+    # ---- what it is attached to
+
+    def attach(self, name: str) -> None:
+        """Attach to the tap of that name, or make it.  A macvtap only takes the flags from it.
+
+        Raises: OSError.
+        """
+        fcntl.ioctl(self.fd, TUNSETIFF, _IFREQ.pack(name.encode(), FLAGS))
+
+    def interface(self) -> tuple[str, int]:
+        """Return the name of the interface that it is attached to, and its IFF_* flags.
+
+        Raises: OSError: EBADFD (tap) or ENOLINK (macvtap), if there is none, or no more.
+        """
+        name, flags = _IFREQ.unpack(fcntl.ioctl(self.fd, TUNGETIFF, bytes(_IFREQ.size)))
+        return name.rstrip(b"\0").decode(errors="replace"), flags
+
+    def address(self) -> bytes:
+        """Return the interface's address.
+
+        Raises: OSError, as `interface` does.
+        """
+        request = fcntl.ioctl(self.fd, SIOCGIFHWADDR, bytes(_IFREQ.size))
+        return request[18:24]  # of the union, behind the address's family
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it still has its interface."""
+        try:
+            self.interface()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def is_macvtap(self) -> bool:
+        """Whether it is no tap.  A macvtap says nothing when its interface is deleted."""
+        return os.fstat(self.fd).st_rdev != _TUN_DEVICE
+
+    # ---- how it is
+
+    def take_over(self, sndbuf: int | None) -> None:
+        """Set all that a tap keeps from its last user, whatever it may be.
+
+        ``sndbuf`` limits the bytes that are on their way from us; beyond it the tap is full.
+        None: it never is, and the queues behind it drop, as queues do.
+
+        Raises: BackendError.
+        """
+        self._set(TUNSETVNETHDRSZ, "header size", _VNET_HEADER_LEN)
+        self._set(TUNSETVNETLE, "header's byte order", 1)
+        self._set(TUNSETSNDBUF, "send buffer", sndbuf or _SNDBUF_UNLIMITED)
+        self.set_offloads(NONE)
+
+    def persist(self, stays: bool) -> None:
+        """Have the interface stay or go when we detach.  One that we made is our user's then.
+
+        Raises: BackendError.
+        """
+        try:
+            _, flags = self.interface()
+            if stays and not flags & IFF_PERSIST:
+                # A tap without an owner is everybody's who can open /dev/net/tun.
+                fcntl.ioctl(self.fd, TUNSETOWNER, os.geteuid())
+            fcntl.ioctl(self.fd, TUNSETPERSIST, int(stays))
+        except OSError as error:
+            what = "on" if stays else "off"
+            raise BackendError(f"{self.label}: persist={what}: {why(error.errno)}") from None
 
     def capabilities(self) -> Features:
         """Ask the kernel which offloads it has.  None is in force afterwards.
@@ -129,7 +176,9 @@ class Device:
         try:
             self._set_offloads(features)
         except OSError as error:
-            raise BackendError(f"{self.name}: cannot set its offloads: {_why(error)}") from None
+            raise BackendError(
+                f"{self.label}: cannot set its offloads: {why(error.errno)}"
+            ) from None
 
     def _takes(self, features: Features) -> bool:
         try:
@@ -143,106 +192,16 @@ class Device:
         bits = sum(bit for feature, bit in _OFFLOADS if feature in features)
         fcntl.ioctl(self.fd, TUNSETOFFLOAD, bits)
 
-    def _attach(self) -> None:
-        request = _IFREQ.pack(self.name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
-        try:
-            fcntl.ioctl(self.fd, TUNSETIFF, request)
-        except OSError as error:
-            raise _not_attached(self.name, error) from None
-
     def _set(self, request: int, what: str, value: int) -> None:
         try:
             fcntl.ioctl(self.fd, request, struct.pack("=i", value))
         except OSError as error:
             raise BackendError(
-                f"{self.name}: cannot set its {what} to {value}: {_why(error)}"
+                f"{self.label}: cannot set its {what} to {value}: {why(error.errno)}"
             ) from None
 
 
-# ---- what is wrong, and what to do ------------------------------------------------------------
-
-
-def _why(error: OSError) -> str:
-    """Return what the kernel says, fit for the middle of a sentence."""
-    text = error.strerror or str(error)
+def why(number: int | None) -> str:
+    """Return what the kernel says by an errno, fit for the middle of a sentence."""
+    text = os.strerror(number or errno.EIO)
     return text[:1].lower() + text[1:]
-
-
-def _check_name(name: str) -> None:
-    """Refuse what the kernel would, and what it would take for something else.
-
-    Raises: ConfigError.
-    """
-    bad = sorted({c for c in name if c in "/:%" or not "!" <= c <= "~"})
-    if bad:
-        shown = " ".join(ascii(c) for c in bad)
-        raise ConfigError(
-            f"{name!a}: the name of an interface can't have {shown}; use letters, digits, - and _"
-        )
-    if name in ("", ".", ".."):
-        raise ConfigError(f'"{name}": no name for an interface; give one like tap0')
-    if len(name) > _NAME_MAX:
-        raise ConfigError(
-            f"{name}: the name has {len(name)} characters, an interface's at most {_NAME_MAX}; "
-            "choose a shorter one"
-        )
-
-
-def _not_opened(name: str, error: OSError) -> str:
-    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        remedy = "load the kernel's module (modprobe tun), or give this container the device"
-    elif error.errno in (errno.EACCES, errno.EPERM):
-        remedy = f"let everybody open it, since each tap has an owner: chmod 0666 {TUN_PATH}"
-    else:
-        remedy = "free what this process or the host has too many of"
-    return f"{name}: cannot open {TUN_PATH}: {_why(error)}; {remedy}"
-
-
-def _not_attached(name: str, error: OSError) -> ConfigError | BackendError:
-    """Tell why TUNSETIFF refused.  It says little itself: look at what has that name."""
-    there = look(name)
-    what = f"{name}: cannot attach: "
-    if error.errno == errno.EPERM:
-        return BackendError(f"{what}{_why(error)}{_how_permitted(name, there)}")
-    if error.errno == errno.EBUSY:
-        return BackendError(
-            f"{what}{_why(error)}: another program has it open; end that, or choose another name"
-        )
-    if error.errno == errno.EINVAL and there is not None:
-        if there.kind != "tun":
-            kind = f"of kind {there.kind}" if there.kind else "no virtual one"
-            return ConfigError(f"{what}this interface is {kind}, not a tap; choose another name")
-        if there.is_tun:
-            return ConfigError(
-                f"{what}it is a tun, which carries IP packets and no Ethernet frames; "
-                f"choose another name, or make it a tap:\n  {_make_again(name, 'tun')}"
-            )
-        if there.is_multi_queue:
-            return ConfigError(
-                f"{what}it was made with multi_queue, and only one queue is used here; "
-                f"make it without:\n  {_make_again(name, 'tap multi_queue')}"
-            )
-    return BackendError(f"{what}{_why(error)}; look at it with: ip -d link show {name}")
-
-
-def _how_permitted(name: str, there: Interface | None) -> str:
-    if there is None:
-        return (
-            "; run with CAP_NET_ADMIN, or pre-create it for this user:\n"
-            f"  ip tuntap add {name} mode tap user $USER"
-        )
-    owners = [f"user {_user(there.owner)}"] if there.owner is not None else []
-    owners += [f"group {there.group}"] if there.group is not None else []
-    whose = f", it belongs to {' and '.join(owners)}" if owners else ""
-    return f"{whose}; run with CAP_NET_ADMIN, or make it this user's:\n  {_make_again(name, 'tap')}"
-
-
-def _make_again(name: str, mode: str) -> str:
-    return f"ip tuntap del {name} mode {mode} && ip tuntap add {name} mode tap user $USER"
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
