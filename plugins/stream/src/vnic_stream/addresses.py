@@ -131,6 +131,8 @@ def parse_name(name: str, prefix: str) -> Address | Passed:
 
 
 def _unix(written: str) -> Address:
+    if not written:
+        raise ValueError(f"no path; {FORMS}")
     path = str(config.path(written))
     if len(os.fsencode(path)) > PATH_MAX:
         raise ValueError(f"a socket's path has at most {PATH_MAX} bytes; choose a shorter one")
