@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -191,6 +192,21 @@ class FakeRoom:
                 break
             n += 1
         return n
+
+    def readv(self, fd: int, limit: int = 256, header: bool = True) -> tuple[int, int]:
+        """Read frames from a descriptor for as long as there is room."""
+        for n in range(limit):
+            self.full = len(self.frames) >= self.n_max
+            if self.full:
+                return n, 0
+            try:
+                data = os.read(fd, 70_000)
+            except BlockingIOError:
+                return n, 0
+            except OSError as error:
+                return n, error.errno or 0
+            self.frames.append(data[12 if header else 0 :])
+        return limit, 0
 
 
 class FakeFrontend:
