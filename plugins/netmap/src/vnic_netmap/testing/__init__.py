@@ -22,8 +22,8 @@ CSB, OFFSETS and EXTMEM, and no forwarding between a NIC and its host (NS_FORWAR
 | `descriptor`, `readiness` | what poll, select and epoll see |
 """
 
-from vnic_netmap.testing.client import Client, Ring, control
+from vnic_netmap.testing.client import Client, Ring, control, frame
 from vnic_netmap.testing.nics import Nic
 from vnic_netmap.testing.stand_in import StandIn
 
-__all__ = ["Client", "Nic", "Ring", "StandIn", "control"]
+__all__ = ["Client", "Nic", "Ring", "StandIn", "control", "frame"]

@@ -36,6 +36,15 @@ _RING_SIZE: Final = 256
 _IF_SIZE: Final = 56
 
 NO_FLAGS: Final = NrFlag(0)
+ETHERTYPE: Final = b"\x88\xb5"
+"""IEEE 802's for experiments."""
+
+
+def frame(to: int, by: int, n: int = 60) -> bytes:
+    """Return a frame of n bytes from one station to another, which have numbers; to 0: to all."""
+    destination = bytes([2, 0, 0, 0, 0, to]) if to else b"\xff" * 6
+    head = destination + bytes([2, 0, 0, 0, 0, by]) + ETHERTYPE
+    return (head + bytes(i * 7 & 0xFF for i in range(n)))[:n]
 
 
 def control(

@@ -43,11 +43,15 @@ class Descriptor:
 
     def __init__(self) -> None:
         self._signal = Signal()
-        self.fd = self._signal.take()
+        self.fd = self._signal.fd
         self.binding: Binding | None = None
         self.n_holders = 1
         """The descriptor itself, and its mappings: each holds a duplicate."""
         self._bad = {True: False, False: False}  # by is_tx: head or cur could not be
+
+    def close_fd(self) -> None:
+        """User space closes it; mappings may still hold it."""
+        self._signal.close_fd()
 
     def close(self) -> None:
         """End; nobody holds it any more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import select
 import socket
+from contextlib import suppress
 
 import attrs
 
@@ -26,22 +27,34 @@ UNBOUND = State(error=True)
 
 
 class Signal:
-    """The module's end of a descriptor that it gave; the descriptor itself is `take`n once."""
+    """What is behind a descriptor that user space has."""
 
     def __init__(self) -> None:
         self._near, self._far, self._ballast = (_new_socket() for _ in range(3))
+        self._writable = select.poll()
+        self._writable.register(self._near, select.POLLOUT)
         self._near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 0)
         self._near.connect(self._far.getsockname())
         self._far.connect(self._near.getsockname())
         self._state = State(writable=True)
         self.show(UNBOUND)
 
-    def take(self) -> int:
-        """Return a descriptor for user space, who closes it."""
-        return self._near.dup().detach()
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+        return self._near.fileno()
+
+    def close_fd(self) -> None:
+        """Close the descriptor.  Who waits for it hears of it until `close`, as the kernel has it
+        for one of which there is a duplicate.
+        """
+        near, self._near = self._near, self._near.dup()
+        self._writable = select.poll()
+        self._writable.register(self._near, select.POLLOUT)
+        near.close()
 
     def close(self) -> None:
-        """Let go of the module's end: what waits for the descriptor hears nothing any more."""
+        """Close the last duplicate."""
         for sock in (self._near, self._far, self._ballast):
             sock.close()
 
@@ -81,10 +94,11 @@ class Signal:
 
     def _set_writable(self, writable: bool) -> None:
         if writable:
-            while select.select([self._ballast], [], [], 0)[0]:
-                self._ballast.recv(1)
+            with suppress(BlockingIOError):
+                while self._ballast.recv(1):
+                    pass
         else:
-            while select.select([], [self._near], [], 0)[1]:
+            while self._writable.poll(0):
                 self._near.sendto(b"!", self._ballast.getsockname())
 
 

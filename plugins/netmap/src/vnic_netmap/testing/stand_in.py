@@ -145,7 +145,7 @@ class StandIn:
         """Close a descriptor.  Its port stays registered as long as it is mapped."""
         descriptor = self._descriptor(fd)
         del self._open[fd]
-        os.close(fd)
+        descriptor.close_fd()
         self._let_go(descriptor)
 
     def poll(self, fd: int, events: int) -> int:
