@@ -6,9 +6,11 @@ import os
 import socket
 import struct
 
+from kit.peers import unframed
 from vnic.burst import Burst, Room
 from vnic.hookspecs import QueueAddresses
 from vnic.memory import Memory
+from vnic_stream.frames_kernel import Outgoing
 from vnic_virtio_net.ring_kernel import RxRing, TxRing
 
 RING_GPA = 1 << 24
@@ -66,4 +68,19 @@ def test_writing_from_memory_that_was_cut_short_is_contained_and_known() -> None
         os.close(buffers)
         assert burst.writev(theirs.fileno()) == (N, 0, 0)
         assert ours.recv(1 << 16) == bytes(4096)
+    assert memory.truncated
+
+
+def test_streaming_from_memory_that_was_cut_short_is_contained_and_known() -> None:
+    memory, queue, buffers = memory_with_ring(0)
+    ring = TxRing(memory, queue, **OPTIONS)
+    burst = Burst()
+    assert ring.parse(burst) == N
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        os.ftruncate(buffers, 0)
+        os.close(buffers)
+        assert Outgoing().send(theirs.fileno(), burst) == (N, 0, 0)
+        frames, _ = unframed(ours.recv(1 << 16))
+    assert frames == [bytes(4084)] * N
     assert memory.truncated
