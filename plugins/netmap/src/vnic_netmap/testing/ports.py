@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from ctypes import Structure
 from typing import NoReturn, Self
 
 import attrs
@@ -40,6 +41,12 @@ class Shape:
     def n_host(self, *, is_tx: bool) -> int:
         """Return how many of the host's there are one way."""
         return self.host_tx_rings if is_tx else self.host_rx_rings
+
+    def tell(self, request: Structure) -> None:
+        """Fill in the fields of a request that say the same: ``nr_tx_slots`` and so on."""
+        for field, value in attrs.asdict(self).items():
+            if hasattr(request, f"nr_{field}"):
+                setattr(request, f"nr_{field}", value)
 
     def swapped(self) -> Self:
         """Return what the other end of a pipe has."""

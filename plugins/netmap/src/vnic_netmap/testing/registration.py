@@ -45,12 +45,9 @@ def bind(port: Port, descriptor: Descriptor, request: NmreqRegister) -> Binding:
         raise
     extra = _take_extra(port, request.nr_extra_bufs)
     _write_if(port, netmap_if, (*tx, *rx), extra)
-    shape = port.shape
+    port.shape.tell(request)
     request.nr_offset = memory.ifs.at(netmap_if)
     request.nr_memsize = memory.size
-    request.nr_tx_slots, request.nr_rx_slots = shape.tx_slots, shape.rx_slots
-    request.nr_tx_rings, request.nr_rx_rings = shape.tx_rings, shape.rx_rings
-    request.nr_host_tx_rings, request.nr_host_rx_rings = shape.host_tx_rings, shape.host_rx_rings
     request.nr_mem_id = memory.mem_id
     request.nr_extra_bufs = len(extra)
     return Binding(

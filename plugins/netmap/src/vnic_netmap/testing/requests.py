@@ -137,12 +137,8 @@ class Requests:
             nr_mem_id=request.nr_mem_id,
         )
         port = self._directory.find(_name(header), wanted)
-        shape = port.shape
+        port.shape.tell(request)
         request.nr_memsize, request.nr_mem_id = port.memory.size, port.memory.mem_id
-        request.nr_tx_slots, request.nr_rx_slots = shape.tx_slots, shape.rx_slots
-        request.nr_tx_rings, request.nr_rx_rings = shape.tx_rings, shape.rx_rings
-        request.nr_host_tx_rings = shape.host_tx_rings
-        request.nr_host_rx_rings = shape.host_rx_rings
         port.put()
 
     # ---- virtio-net headers ----------------------------------------------------------------------
@@ -208,9 +204,7 @@ class Requests:
         mem_id = request.nr_mem_id
         memory = self._directory.memory(mem_id) if mem_id else None
         port = self._directory.new_interface(_name(header), request, memory).get()
-        shape = port.shape
-        request.nr_tx_slots, request.nr_rx_slots = shape.tx_slots, shape.rx_slots
-        request.nr_tx_rings, request.nr_rx_rings = shape.tx_rings, shape.rx_rings
+        port.shape.tell(request)
         request.nr_mem_id = port.memory.mem_id
 
     def vale_delif(self, _: Descriptor, header: NmreqHeader, __: None) -> None:
