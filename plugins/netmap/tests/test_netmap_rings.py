@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from vnic.burst import Burst
 from vnic.testing.bench import pool_of
@@ -426,6 +426,7 @@ def test_more_rings_than_the_memory_has_room_for_are_refused() -> None:
         area.rings()
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(st.randoms(use_true_random=False), st.sampled_from([0, 10, 12]))
 def test_whatever_another_program_writes_nothing_outside_of_the_memory_is_touched(
     rng: random.Random, header_len: int
@@ -470,6 +471,7 @@ def slots_of(frame: bytes, header: bytes, first_len: int, buf_size: int) -> list
     return [whole[:first_len], *(rest[i : i + buf_size] for i in range(0, len(rest), buf_size))]
 
 
+@settings(deadline=None)  # a busy machine is slow
 @given(
     st.lists(st.tuples(st.integers(14, 200), st.integers(0, 255)), min_size=1, max_size=12),
     st.binary(min_size=10, max_size=10),
