@@ -6,12 +6,24 @@ import errno
 import gc
 import select
 from collections.abc import Iterator
+from contextlib import suppress
+from ctypes import addressof
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vnic_netmap.abi import NIOCCTRL, NIOCRXSYNC, NIOCTXSYNC, NetmapReq, NrFlag, NrMode
+from vnic_netmap.abi import (
+    NETMAP_API,
+    NIOCCTRL,
+    NIOCRXSYNC,
+    NIOCTXSYNC,
+    NetmapReq,
+    NmreqHeader,
+    NmreqRegister,
+    NrFlag,
+    NrMode,
+)
 from vnic_netmap.testing import Client, StandIn, frame
 
 ANY = select.POLLIN | select.POLLOUT
@@ -139,6 +151,50 @@ def test_whatever_user_space_writes_no_call_raises_and_no_other_memory_changes(
         assert bytes(bystander.view[: 1 << 20]) == before
         for client in (*clients.values(), bystander):
             client.close()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    kind=st.integers(0, 12),
+    name=st.one_of(
+        st.sampled_from([b"vale0:1", b"vale0:eth0", b"eth0", b"v0", b"x{1", b"vale0:1}2", b""]),
+        st.binary(max_size=63),
+    ),
+    content=st.binary(min_size=64, max_size=64),
+    mode=st.integers(0, 9),
+    mem_id=st.integers(0, 4),
+)
+def test_any_request_is_answered_or_refused(
+    kind: int, name: bytes, content: bytes, mode: int, mem_id: int
+) -> None:
+    body = NmreqRegister.from_buffer_copy(content)
+    body.nr_mode, body.nr_mem_id, body.nr_extra_bufs = mode, mem_id, body.nr_extra_bufs & 0xFFFF
+    with StandIn() as stand_in:
+        stand_in.add_nic("eth0")
+        fd, other = stand_in.open(), stand_in.open()
+        for descriptor in (fd, other):
+            for each in (kind, NetmapReq.VALE_NEWIF, NetmapReq.VALE_ATTACH, kind):
+                header = NmreqHeader(nr_version=NETMAP_API, nr_reqtype=each)
+                header.nr_name = name.split(b"\0")[0]
+                header.nr_body = 0 if each == NetmapReq.VALE_DELIF else addressof(body)
+                with suppress(OSError):
+                    stand_in.ioctl(descriptor, NIOCCTRL, header)
+        stand_in.close(fd)
+        stand_in.close(other)
+
+
+@pytest.mark.parametrize("n_extra", [0, 40])
+def test_a_port_that_its_memory_has_no_room_for_is_enomem_and_takes_none(
+    stand_in: StandIn, n_extra: int
+) -> None:
+    with Client(stand_in, "vale0:1", nr_tx_slots=8, nr_rx_slots=8, nr_extra_bufs=n_extra) as one:
+        mem_id = one.request.nr_mem_id
+        for _ in range(50):
+            with pytest.raises(OSError, match="Cannot allocate memory"):
+                Client(stand_in, "vale0:2", nr_mem_id=mem_id, nr_tx_slots=4096, nr_rx_slots=64)
+        with Client(stand_in, "vale0:2", nr_mem_id=mem_id) as two:
+            two.send(frame(0, 2))
+            assert one.receive() == [frame(0, 2)]
 
 
 # ---- nothing is left -----------------------------------------------------------------------------

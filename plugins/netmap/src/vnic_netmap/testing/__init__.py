@@ -20,6 +20,8 @@ CSB, OFFSETS and EXTMEM, and no forwarding between a NIC and its host (NS_FORWAR
 | `ports`, `vale`, `pipes`, `nics` | what a sync does: of any port, and of each kind |
 | `headers` | frames between ports whose virtio-net headers differ |
 | `descriptor`, `readiness` | what poll, select and epoll see |
+| `user_memory` | how requests are copied in and out |
+| `client` | the other end of a port: user space in plain Python |
 """
 
 from vnic_netmap.testing.client import Client, Ring, control, frame

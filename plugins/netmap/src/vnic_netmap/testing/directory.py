@@ -85,10 +85,8 @@ class Directory:
         if name.startswith(VALE):
             return self._vale_port(name, request, memory, create=create)
         port = self.interfaces.get(name) or refuse(errno.ENXIO)
-        if isinstance(port, Nic):
-            if port.is_attached:
-                refuse(errno.EBUSY)
-            port.use(memory)
+        if isinstance(port, Nic) and port.is_attached:
+            refuse(errno.EBUSY)
         return port
 
     def find_switch(self, name: str) -> Switch | None:
@@ -153,8 +151,8 @@ class Directory:
             tx_rings=bounded(request.nr_tx_rings, 1, vale.RINGS_MAX),
             rx_rings=bounded(request.nr_rx_rings, 1, vale.RINGS_MAX),
         )
-        n_extra = request.nr_extra_bufs if isinstance(request, NmreqRegister) else 0
-        memory = memory or self._new_memory(shape, n_extra)
+        n_extra = getattr(request, "nr_extra_bufs", 0)
+        memory = memory or self._new_memory(shape, min(n_extra, vale.EXTRA_BUFS_MAX))
         return ValePort(name, memory, shape, self._user_memory)
 
     def new_interface(
@@ -244,5 +242,5 @@ class Directory:
             port.name = interface_name
             port.put()
         elif port is not None:
-            port.detach()
+            port.leave()
         return place

@@ -51,20 +51,29 @@ class Pool:
         self._given_back: list[int] = []
         self.taken: set[int] = set()
 
+    @property
+    def n_free(self) -> int:
+        """How many can be taken."""
+        return self.n - len(self.taken)
+
     def take(self) -> int:
         """Return the index of an object.
 
         Raises: OSError, ENOMEM.
         """
+        self.need(1)
         if self._given_back:
             index = heapq.heappop(self._given_back)
-        elif self._never_taken < self.n:
+        else:
             index = self._never_taken
             self._never_taken += 1
-        else:
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         self.taken.add(index)
         return index
+
+    def need(self, n: int) -> None:
+        """Raises: OSError, ENOMEM, if there are not so many."""
+        if n > self.n_free:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
 
     def give_back(self, index: int) -> None:
         """Free an object, if it isn't free; what is in it stays."""
@@ -146,7 +155,11 @@ class Memory:
             self.bufs.take()
 
     def new_ring(self, ring_id: int, n_slots: int, *, is_tx: bool, empty: bool = False) -> int:
-        """Lay out a ring, with a buffer in each slot unless it is to be empty; return its index."""
+        """Lay out a ring, with a buffer in each slot unless it is to be empty; return its index.
+
+        Raises: OSError, ENOMEM.
+        """
+        self.bufs.need(0 if empty else n_slots)
         index = self.rings.take()
         at = self.rings.at(index)
         ring = NetmapRing(

@@ -89,17 +89,17 @@ class Nic(Port):
             self._bridged.append(BridgedNic(name, switch, switch.members.index(None), to))
             name = f"{self.name}^"
 
-    def detach(self) -> None:
-        """Leave the switch."""
+    def leave(self) -> None:
+        """Leave the switch, if it is at one."""
         for bridged in self._bridged:
             bridged.leave()
         self._bridged.clear()
 
     # ---- the module's side -----------------------------------------------------------------------
 
-    def use(self, memory: Memory | None) -> None:
+    def use(self, memory: Memory) -> None:
         """Have other memory while it is open: that of the port which it passes buffers on to."""
-        if self.n_bound == 0 and memory is not None:
+        if self.n_bound == 0:
             self.memory = memory.get()
 
     def check(self, *, receives: bool) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from ctypes import Structure
-from typing import NoReturn, Self
+from typing import Final, NoReturn, Self
 
 import attrs
 
 from vnic_netmap.testing.memory import Memory
 from vnic_netmap.testing.rings import Kring
+
+ENCODING: Final = "latin-1"
+"""Of names: any bytes."""
 
 
 def refuse(number: int) -> NoReturn:

@@ -8,7 +8,7 @@ from typing import Final
 
 from vnic_netmap.abi import NM_IFNAMSIZ, NetmapIf, NmreqRegister, NrFlag, NrMode
 from vnic_netmap.testing.descriptor import Binding, Descriptor
-from vnic_netmap.testing.ports import Port, refuse
+from vnic_netmap.testing.ports import ENCODING, Port, refuse
 from vnic_netmap.testing.rings import Kring
 
 STALE: Final = b"\xee" * NM_IFNAMSIZ
@@ -110,15 +110,10 @@ def _select(port: Port, request: NmreqRegister, *, is_tx: bool) -> Sequence[Krin
 def _take_extra(port: Port, n: int) -> list[int]:
     """Take as many buffers as there are, up to n, and chain them: each begins with the next."""
     memory = port.memory
-    taken: list[int] = []
-    try:
-        for _ in range(n):
-            index = memory.bufs.take()
-            at = memory.bufs.at(index)
-            memory.view[at : at + 4] = (taken[-1] if taken else 0).to_bytes(4, "little")
-            taken.append(index)
-    except OSError:
-        pass  # fewer than asked for, and the request says so
+    taken = [memory.bufs.take() for _ in range(min(n, memory.bufs.n_free))]
+    for index, following in zip(taken, [0, *taken], strict=False):
+        at = memory.bufs.at(index)
+        memory.view[at : at + 4] = following.to_bytes(4, "little")
     return taken
 
 
@@ -126,7 +121,7 @@ def _write_if(port: Port, index: int, rings: Sequence[Kring], extra: Sequence[in
     """Lay out a netmap_if: where each ring is, the host's too; 0 for one that isn't bound."""
     memory, shape = port.memory, port.shape
     at = memory.ifs.at(index)
-    name = port.name.encode()[: NM_IFNAMSIZ - 1]
+    name = port.name.encode(ENCODING)[: NM_IFNAMSIZ - 1]
     head = NetmapIf(
         ni_tx_rings=shape.tx_rings,
         ni_rx_rings=shape.rx_rings,

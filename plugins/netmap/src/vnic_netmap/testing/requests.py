@@ -27,7 +27,7 @@ from vnic_netmap.testing import vale
 from vnic_netmap.testing.descriptor import Descriptor
 from vnic_netmap.testing.directory import VALE, Directory
 from vnic_netmap.testing.nics import Nic
-from vnic_netmap.testing.ports import refuse
+from vnic_netmap.testing.ports import ENCODING, refuse
 from vnic_netmap.testing.registration import bind, unbind
 from vnic_netmap.testing.user_memory import UserMemory
 from vnic_netmap.testing.vale import ValePort
@@ -116,6 +116,8 @@ class Requests:
         try:
             if port.hdr_len and not request.nr_flags & NrFlag.ACCEPT_VNET_HDR:
                 refuse(errno.EIO)
+            if isinstance(port, Nic) and request.nr_mem_id:
+                port.use(self._directory.memory(request.nr_mem_id))
             descriptor.binding = bind(port, descriptor, request)
         except OSError:
             port.put()
@@ -194,7 +196,7 @@ class Requests:
         for i, members in enumerate(each.members if each else () for each in switches):
             for j, member in enumerate(members):
                 if (i, j) >= at and member is not None:
-                    header.nr_name = member.name.encode()
+                    header.nr_name = member.name.encode(ENCODING)
                     request.nr_bridge_idx, request.nr_port_idx = i, j
                     return
         refuse(errno.ENOENT)
@@ -227,4 +229,4 @@ def unbind_and_put(descriptor: Descriptor) -> None:
 
 
 def _name(header: NmreqHeader) -> str:
-    return bytes(header.nr_name).decode(errors="surrogateescape")
+    return bytes(header.nr_name).decode(ENCODING)

@@ -184,6 +184,7 @@ class StandIn:
         """Take an interface away, from under those who have it open."""
         interface = self._directory.interfaces.pop(name)
         interface.gone = True
+        interface.leave()
         for descriptor in self._held:
             descriptor.show()
         interface.put()

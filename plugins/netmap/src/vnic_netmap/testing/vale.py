@@ -14,6 +14,7 @@ from vnic_netmap.testing.user_memory import UserMemory
 PORTS_MAX: Final = 254
 RINGS_MAX: Final = 16
 SLOTS_MAX: Final = 4096
+EXTRA_BUFS_MAX: Final = 128 * SLOTS_MAX
 SLOTS: Final = 1024
 """Of a ring, if nobody says."""
 
