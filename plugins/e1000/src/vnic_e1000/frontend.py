@@ -185,7 +185,7 @@ class Plugin:
             self._completed(written)
         if taken < n:
             self._waiting = True
-        return taken == n != 0
+        return taken == n != 0 and not written & EMPTIED
 
     def _completed(self, written: int) -> None:
         cause = _TXQE if written & EMPTIED else 0

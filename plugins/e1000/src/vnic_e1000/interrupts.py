@@ -49,9 +49,11 @@ class Interrupts:
         self._update()
 
     def raise_cause(self, cause: int) -> None:
-        """Add causes."""
-        self.cause |= int(cause) & CAUSES
-        self._update()
+        """Add causes; those that a driver leaves standing, as one that polls does, are no news."""
+        new = int(cause) & CAUSES & ~self.cause
+        if new:
+            self.cause |= new
+            self._update()
 
     def take_cause(self) -> int:
         """Return the causes and clear them, as a read of ICR does."""
@@ -112,7 +114,7 @@ class Delay:
     def __init__(self, loop: Loop, interrupts: Interrupts, cause: Cause) -> None:
         self._loop = loop
         self._interrupts = interrupts
-        self._cause = cause
+        self._cause = int(cause)
         self._timer: Timer | None = None
         self._due_s = 0.0
         self._latest_s = float("inf")
@@ -124,7 +126,9 @@ class Delay:
     def event(self) -> None:
         """Something happened that the driver will want to hear of."""
         if self.packet == 0:
-            self.flush(True)
+            if self._timer is not None:
+                self.cancel()
+            self._interrupts.raise_cause(self._cause)
             return
         now_s = self._loop.clock()
         self._due_s = now_s + self.packet * DELAY_UNIT_S
@@ -133,12 +137,10 @@ class Delay:
             self._latest_s = now_s + absolute_s if self.absolute else float("inf")
             self._start(now_s)
 
-    def flush(self, pending: bool | None = None) -> None:
-        """Raise the cause now, if it waits, or is said to."""
-        if pending is None:
-            pending = self._timer is not None
-        self.cancel()
-        if pending:
+    def flush(self) -> None:
+        """Raise the cause now, if it waits."""
+        if self._timer is not None:
+            self.cancel()
             self._interrupts.raise_cause(self._cause)
 
     def cancel(self) -> None:
