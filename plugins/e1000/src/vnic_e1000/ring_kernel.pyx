@@ -220,4 +220,7 @@ cdef class Ring:
 
 
 include "tx_kernel.pxi"
+include "parse_kernel.pxi"
+include "wanted_kernel.pxi"
+include "scratch_kernel.pxi"
 include "rx_kernel.pxi"
