@@ -223,7 +223,10 @@ class Host(Protocol):
 
 
 class Server(Protocol):
-    """Shows one frontend to a VMM.  ``Server(options, loop)``; it is a `Host`."""
+    """Shows one frontend to a VMM.  ``Server(options, loop)``; it is a `Host`.
+
+    `vnic.server` has all of one on a UNIX socket but what is said there.
+    """
 
     def serve(self, nic: Nic) -> None:
         """Take the face that it speaks, and begin to listen or connect.
