@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from vnic.errors import ConfigError
 from vnic.pci import Area, Bar, Mappable
+from vnic.session import REPLIES_MAX
 from vnic_vfio_user.messages import (
     FORMS,
     Command,
@@ -23,7 +24,6 @@ from vnic_vfio_user.messages import (
     WriteMulti,
     encode_message,
 )
-from vnic_vfio_user.session import REPLIES_MAX
 from vnic_vfio_user.testing import (
     DisconnectedError,
     RefusedError,

@@ -22,11 +22,12 @@ import logging
 import struct
 from collections.abc import Generator, Sequence
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import attrs
 from vnic.errors import PeerError
 from vnic.pci import CONFIG_SIZE, Function
+from vnic.session import Reply
 
 from vnic_vfio_user import events
 from vnic_vfio_user.messages import (
@@ -67,6 +68,9 @@ from vnic_vfio_user.messages import (
 
 log: Final = logging.getLogger("vnic.vfio_user")
 
+CHUNK: Final = 64 * 1024
+"""Bytes read at once: some thousand messages, and all that a VMM gets of the loop at a time."""
+
 MAX_DMA_MAPS: Final = 509
 """Ranges of guest memory: as many as KVM has slots for; `vnic.memory` has room for all of them."""
 
@@ -81,10 +85,6 @@ NO_MEMORY: Final = (
 
 Steps: TypeAlias = Generator[events.Event, Any, Payload | None]
 """A message being carried out.  Returns the reply's payload, or None for an empty one."""
-
-Reply: TypeAlias = tuple[bytes, tuple[int, ...]]
-"""Bytes to send, and the descriptors to send with them, which stay their owner's."""
-
 
 _ACCESS: Final = struct.Struct(Header.LAYOUT.format + RegionAccess.LAYOUT.format.removeprefix("="))
 """A header, and what follows it in an access to a region."""
@@ -140,6 +140,8 @@ class Range:
 
 class Connection:
     """The server's side of one session with a VMM, for a PCI function."""
+
+    wants: ClassVar[int] = CHUNK
 
     def __init__(self, function: Function, name: str = "vfio-user") -> None:
         self.name = name
