@@ -93,7 +93,7 @@ class Script:
         return self.reply(request)
 
     def reply(self, request):
-        data = self.connection.data_to_send()
+        ((data, _),) = self.connection.replies()
         header = Header.decode(data[:12])
         assert (header.request, header.flags) == (request, HeaderFlags.REPLY)
         assert header.size == len(data) - 12
@@ -171,10 +171,10 @@ def test_descriptors_of_a_message_that_is_refused_stay_to_be_closed(ready: Scrip
 
 def test_nothing_is_acknowledged_unless_reply_ack_was_negotiated(script: Script) -> None:
     script.tell(Request.SET_STATUS, U64(1), flags=HeaderFlags.NEED_REPLY)
-    assert script.connection.data_to_send() == b""
+    assert script.connection.replies() == []
     script.tell(Request.SET_PROTOCOL_FEATURES, U64(ProtocolFeatures.REPLY_ACK))
     script.tell(Request.SET_STATUS, U64(1))
-    assert script.connection.data_to_send() == b""
+    assert script.connection.replies() == []
     script.tell(Request.SET_STATUS, U64(1), flags=HeaderFlags.NEED_REPLY)
     assert U64.decode(script.reply(Request.SET_STATUS)).value == 0
 
@@ -182,7 +182,7 @@ def test_nothing_is_acknowledged_unless_reply_ack_was_negotiated(script: Script)
 def test_a_request_with_a_reply_gets_one_reply_though_it_asks_for_another(ready: Script) -> None:
     ready.tell(Request.GET_QUEUE_NUM, flags=HeaderFlags.NEED_REPLY)
     assert U64.decode(ready.reply(Request.GET_QUEUE_NUM)).value == 1
-    assert ready.connection.data_to_send() == b""
+    assert ready.connection.replies() == []
 
 
 # ---- the session ---------------------------------------------------------------------------------
@@ -640,7 +640,7 @@ def test_any_messages_in_any_order_lose_no_descriptor_and_start_no_queue_twice( 
         for request, payload, n_fds, flags in messages:
             for event in script.tell(request, payload, n_fds, flags):
                 twin.see(event)
-            script.connection.data_to_send()
+            script.connection.replies()
             started = {ring.index for ring in script.connection.rings if ring.running}
             assert started == twin.running
     left = script.connection.close()

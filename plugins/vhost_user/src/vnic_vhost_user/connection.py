@@ -6,7 +6,7 @@ It owns no socket, maps nothing and closes nothing.  A session feeds it::
     answer = None
     while (event := next event of steps.send(answer)):
         answer = carry it out
-    send connection.data_to_send()
+    send each of connection.replies()
 
 A message is answered after its events were carried out.  If one of them can't be, the session
 ends, and closes what `Connection.close` returns.
@@ -25,6 +25,7 @@ import attrs
 from vnic.errors import PeerError
 from vnic.features import Features, names
 from vnic.hookspecs import QueueAddresses
+from vnic.session import Reply
 
 from vnic_vhost_user import events
 from vnic_vhost_user.messages import (
@@ -146,7 +147,7 @@ class Connection:
         self._header: Header | None = None
         self._form: Form
         self._fds: list[int] = []
-        self._out = bytearray()
+        self._replies: list[Reply] = []
 
     @property
     def wants(self) -> int:
@@ -186,11 +187,10 @@ class Connection:
                 yield from self._run(ring, queue)
         return None
 
-    def data_to_send(self) -> bytes:
+    def replies(self) -> list[Reply]:
         """Return the replies that are due, once."""
-        data = bytes(self._out)
-        self._out.clear()
-        return data
+        replies, self._replies = self._replies, []
+        return replies
 
     def close(self) -> list[int]:
         """Return the descriptors that came in and went nowhere yet: close them."""
@@ -226,7 +226,7 @@ class Connection:
             ):
                 return
             outcome = U64(int(outcome is False))
-        self._out += encode_message(header.request, outcome, HeaderFlags.REPLY)
+        self._replies.append((encode_message(header.request, outcome, HeaderFlags.REPLY), ()))
 
     def _take_fds(self) -> tuple[int, ...]:
         return tuple(self.close())

@@ -31,9 +31,6 @@ MAX_TABLE_REGIONS: Final = 8
 MAX_CONFIG: Final = 256
 """Bytes of configuration space; the size of QEMU's buffer, and of every other VMM's."""
 
-MAX_FDS: Final = 253
-"""SCM_MAX_FD: more than Linux passes with one sendmsg; what a receiver must be ready for."""
-
 U64_END: Final = 1 << 64
 
 
