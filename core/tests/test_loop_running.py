@@ -172,6 +172,16 @@ def test_descriptors_get_their_turn_while_a_ring_is_busy(world: World) -> None:
     assert ring.n_work > 9_900
 
 
+def test_descriptors_get_their_turn_sooner_where_rings_take_long(world: World) -> None:
+    ring = Ring(world.loop, world.clock, step_s=1e-4)
+    ring.n_work = 100
+    ours, theirs = world.pair()
+    world.loop.watch(ours.fileno(), lambda _: world.loop.stop())
+    world.loop.schedule(lambda: theirs.send(b"x"))
+    world.loop.run()
+    assert ring.n_polls <= 4
+
+
 @pytest.mark.parametrize(("step_s", "n_turns"), [(1e-6, 16), (1e-3, 2)])
 def test_between_two_looks_at_descriptors_are_many_short_turns_or_few_long_ones(
     world: World, step_s: float, n_turns: int
@@ -206,6 +216,74 @@ def test_before_it_sleeps_it_looks_once_more_at_what_came_meanwhile(world: World
     ring.on_arm = comes_just_now
     world.loop.run()
     assert ring.n_work == 0
+
+
+@pytest.fixture
+def idle(world: World) -> Ring:
+    """A ring without work that rests, beside one that always has some."""
+    busy, idle = Ring(world.loop, world.clock), Ring(world.loop, world.clock)
+    busy.n_work = 1 << 30
+    run_rounds(world.loop, 100)
+    assert (idle.n_polls, idle.n_arms, busy.n_arms) == (64, 1, 0)
+    return idle
+
+
+def run_rounds(loop: Loop, n: int) -> None:
+    for _ in range(n):
+        loop._round()
+
+
+def test_a_ring_without_work_is_armed_and_left_alone_while_others_are_busy(
+    world: World, idle: Ring
+) -> None:
+    run_rounds(world.loop, 900)
+    assert (idle.n_polls, idle.n_arms) == (64, 1)
+
+
+def test_a_ring_that_rests_is_polled_in_each_round_once_it_is_told_of_work(
+    world: World, idle: Ring
+) -> None:
+    idle.n_work = 3
+    for _ in range(2):
+        idle.poller.wake()
+    run_rounds(world.loop, 10)
+    assert (idle.n_work, idle.n_polls) == (0, 74)
+    run_rounds(world.loop, 100)
+    assert (idle.n_polls, idle.n_arms) == (64 + 3 + 64, 2)
+
+
+def test_work_that_a_resting_ring_was_not_told_of_is_found_some_rounds_later(
+    world: World, idle: Ring
+) -> None:
+    idle.n_work = 5
+    run_rounds(world.loop, 1024)
+    assert idle.n_work == 0
+
+
+def test_work_that_came_while_a_ring_was_armed_keeps_it_awake(world: World) -> None:
+    busy, ring = Ring(world.loop, world.clock), Ring(world.loop, world.clock)
+    busy.n_work = 1 << 30
+
+    def comes_just_now() -> None:
+        ring.n_work = 2
+
+    ring.on_arm = comes_just_now
+    run_rounds(world.loop, 66)
+    assert (ring.n_work, ring.n_arms) == (0, 1)
+
+
+def test_whoever_slept_looks_at_all_that_rest(world: World, idle: Ring) -> None:
+    idle.n_work = 1
+    world.loop._arm()
+    world.loop.dispatch()
+    assert idle.n_work == 0
+
+
+def test_a_resting_poller_that_is_closed_can_not_be_woken(world: World, idle: Ring) -> None:
+    idle.poller.close()
+    idle.poller.wake()
+    run_rounds(world.loop, 2000)
+    assert idle.n_polls == 64
 
 
 def test_a_closed_poller_is_not_polled_even_in_the_round_that_closed_it(world: World) -> None:

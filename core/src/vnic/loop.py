@@ -30,10 +30,17 @@ sleep and be woken: a VMM whose guest waits for a register asks for the next one
 
 _ROUNDS_PER_EPOLL: Final = 16
 """While rings are busy, descriptors are looked at every so many rounds: a look costs as much as
-twenty frames, and sixteen rounds are at most some hundred microseconds."""
+twenty frames."""
 
-_SCHEDULED_S: Final = 200e-6
-"""And if more is scheduled all the while, which may take any time, until so much has passed."""
+_BETWEEN_LOOKS_S: Final = 200e-6
+"""Or after so much time: a round of many busy rings is long, and who rests is woken by a kick."""
+
+_IDLE_POLLS: Final = 64
+"""So often a poller may find nothing, while others find work, before it is armed and rests.  A poll
+costs as much as some five frames: 254 NICs that wait must not all be asked in every round."""
+
+_ROUNDS_OF_REST: Final = 1024
+"""At most: what nobody tells of (memory that was taken away is there again) is found by then."""
 
 _EMBEDDED_ROUNDS: Final = 4
 """Rounds of polled work in one `dispatch`, so that an embedding loop gets its turn."""
@@ -83,18 +90,28 @@ class Timer:
 
 
 class Poller:
-    """Something polled while there is work, and armed before the loop sleeps."""
+    """Something polled while there is work; where it has none for long, it is armed and rests."""
 
-    __slots__ = ("_loop", "arm", "poll")
+    __slots__ = ("_idle", "_loop", "arm", "poll")
 
     def __init__(self, loop: Loop, poll: Callable[[], bool], arm: Callable[[], bool]) -> None:
         self._loop = loop
+        self._idle = 0  # polls since it last found work, or was woken
         self.poll = poll
         self.arm = arm
 
+    def wake(self) -> None:
+        """Poll it in each round again: there is work, or it will not be told of any."""
+        self._idle = 0
+        loop = self._loop
+        if self not in loop._awake and self in loop._pollers:
+            loop._awake[self] = None
+            loop._wake_if_elsewhere()
+
     def close(self) -> None:
         """Poll it no more.  Twice is allowed."""
-        self._loop._pollers = tuple(p for p in self._loop._pollers if p is not self)
+        self._loop._pollers.pop(self, None)
+        self._loop._awake.pop(self, None)
         self.poll = self.arm = bool  # False: a round that has begun still comes to it
 
 
@@ -115,7 +132,9 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
         self._scheduled: OrderedDict[Callable[[], None], None] = OrderedDict()
-        self._pollers: tuple[Poller, ...] = ()
+        self._pollers: dict[Poller, None] = {}
+        self._awake: dict[Poller, None] = {}  # those of them that don't rest
+        self._n_rounds = 0  # since all of them were polled
         self._stopping = False
         self._paused = False
         self._thread = 0
@@ -159,11 +178,13 @@ class Loop:
     def poll(self, poll: Callable[[], bool], arm: Callable[[], bool]) -> Poller:
         """Call ``poll`` round after round while anything is busy; it says whether it found work.
 
-        Before the loop sleeps it calls ``arm``: ask to be woken, then look once more, and say
-        whether there is work after all.
+        Where it goes on finding none, and before the loop sleeps, ``arm`` is called: ask to be
+        told of work, then look once more, and say whether there is some after all.  If not, the
+        poller rests; `Poller.wake` ends that, and belongs wherever the rings are armed no more.
+        The loop ends it by itself after each sleep, and every so many rounds.
         """
         poller = Poller(self, poll, arm)
-        self._pollers = (*self._pollers, poller)
+        self._pollers[poller] = self._awake[poller] = None
         return poller
 
     # ---- running by itself
@@ -249,7 +270,8 @@ class Loop:
         """Forget everything that is registered.  Descriptors given to `watch` stay open."""
         for watch in list(self._watches.values()):
             watch.close()
-        self._pollers = ()
+        self._pollers.clear()
+        self._awake.clear()
         self._timers.clear()
         self._scheduled.clear()
         if self._timer_fd >= 0:
@@ -285,8 +307,8 @@ class Loop:
     def _round(self, n_polls: int = 1) -> bool:
         """Run what is scheduled, what is due, and what is polled; whether polling found work.
 
-        While it finds work all is done ``n_polls`` times, if more is scheduled meanwhile for no
-        longer than `_SCHEDULED_S`: lock, clock and epoll cost as much as several frames.
+        While it finds work all is done ``n_polls`` times, for no longer than `_BETWEEN_LOOKS_S`:
+        lock and epoll cost as much as several frames.
         """
         with self.lock:
             found, until_s = False, 0.0
@@ -300,24 +322,46 @@ class Loop:
                 if self._paused or not self._poll_all():
                     break
                 found = True
-                if self._stopping:
+                now = self.clock()
+                until_s = until_s or now + _BETWEEN_LOOKS_S
+                if self._stopping or now >= until_s:
                     break
-                if self._scheduled:
-                    now = self.clock()
-                    until_s = until_s or now + _SCHEDULED_S
-                    if now >= until_s:
-                        break
             return found
 
     def _poll_all(self) -> bool:
+        self._n_rounds += 1
+        if self._n_rounds > _ROUNDS_OF_REST:
+            self._n_rounds = 0
+            self._awake.update(self._pollers)
         busy = False
-        for poller in self._pollers:
+        for poller in tuple(self._awake):
             try:
-                busy = poller.poll() or busy
+                found = poller.poll()
             except Exception:
                 log.exception("%s failed; polled no more", _name(poller.poll))
                 poller.close()
+                continue
+            if found:
+                busy, poller._idle = True, 0
+            else:
+                poller._idle += 1
+                if poller._idle >= _IDLE_POLLS:
+                    self._rest(poller)
         return busy
+
+    def _rest(self, poller: Poller) -> bool:
+        """Arm a poller, and let it rest if it has no work after all; whether it has."""
+        try:
+            found = poller.arm()
+        except Exception:
+            log.exception("%s failed; polled no more", _name(poller.arm))
+            poller.close()
+            return False
+        if found:
+            poller.wake()
+        else:
+            self._awake.pop(poller, None)
+        return found
 
     def _run_timers(self, now: float) -> None:
         due = []
@@ -337,12 +381,9 @@ class Loop:
             if self._paused:
                 return False
             found = False
-            for poller in self._pollers:
-                try:
-                    found = poller.arm() or found
-                except Exception:
-                    log.exception("%s failed; polled no more", _name(poller.arm))
-                    poller.close()
+            for poller in tuple(self._awake):
+                found = self._rest(poller) or found
+            self._n_rounds = _ROUNDS_OF_REST  # whoever slept asks all of them
             return found or bool(self._scheduled)
 
     def _sleep_s(self, otherwise: float = -1.0) -> float:

@@ -3,7 +3,8 @@
 One frame from the guest: a kick schedules `transmit`; it parses a burst, gives it to the link, and
 completes what was taken.  One frame to the guest: the link is readable, `receive` opens the room
 over the posted buffers, the backend fills it, and the ring shows the driver what was filled.
-While there is work nobody kicks: the loop polls (`_poll`), and arms the rings before it sleeps.
+While there is work nobody kicks: the loop polls (`_poll`), and arms the rings before it sleeps, or
+before it leaves them alone because others have work and they have none.
 
 It has one interface, the vhost face; registers in front of that are the pci face (`pci.VirtioPci`).
 
@@ -77,6 +78,7 @@ class Plugin:
         self._starved = False  # the guest has posted no room that would do
         self._receiving = False
         self._poller: Poller | None = None
+        self._wake: Callable[[], None] = _nobody  # what is polled is armed no more
         self._registers: VirtioPci | None = None
         self._failed = False
         self._counts: Counter[str] = Counter()  # of rings and rooms that are gone
@@ -124,6 +126,7 @@ class Plugin:
         self._waiting = False
         if self._tx is not None:
             self._tx.park()
+            self._wake()
             for _ in range(BURSTS_PER_CALL):
                 if not self._send_burst(self._tx):
                     return
@@ -144,6 +147,7 @@ class Plugin:
             # Until `_refill`: a backend may deliver from within `recv_enable`, fill the ring and be
             # paused, and the `receive` that follows finds nothing, not room.
             self._starved = True
+            self._wake()
         if delivered and rx.publish():
             self._interrupts[RECEIVEQ]()
         if rx.error is not None:
@@ -267,6 +271,7 @@ class Plugin:
                 self._host.schedule(self._refill)
         if self._poller is None:
             self._poller = self._host.loop.poll(self._poll, self._arm)
+            self._wake = self._poller.wake
 
     def stop_queue(self, index: int) -> int:
         """Stop a queue; what it has not shown as used is taken again later."""
@@ -288,7 +293,7 @@ class Plugin:
             self._starved = False
         if self._rx is None and self._tx is None and self._poller is not None:
             self._poller.close()
-            self._poller = None
+            self._poller, self._wake = None, _nobody
         return base
 
     def enable_queue(self, index: int, enabled: bool) -> None:
