@@ -14,56 +14,126 @@ cdef struct Collected:
 
 cdef void parse_frames(TxRing r, vnic_burst *b) noexcept nogil:
     cdef Desc *desc = ring_of(&r.w)
-    cdef Contexts contexts = r.contexts
-    cdef Collected c
-    cdef uint32_t at = r.w.head, i
-    cdef uint64_t dst
-    cdef bint whole
+    cdef uint32_t at = r.w.head, n_contexts = 0
     if desc == NULL:
         return
-    while b.n < b.n_max and b.n < VNIC_BURST_MAX and at != r.w.tail:
-        c.first_iov = b.n_iov
-        whole = collect(r, b, desc, &at, &contexts, &c)
-        if not whole:
-            if c.started:
-                # The rest of the frame will come; unless there is no room for it in the ring.
-                if b.n == 0 and between(&r.w, r.w.head, r.w.tail) == r.w.size - 1:
-                    r.n_drops[TOO_LONG] += 1
-                    drop(r, at, &contexts)
-            elif b.n == 0:
-                drop(r, at, &contexts)  # contexts, and nothing behind them yet
-            b.n_iov = c.first_iov
+    while True:
+        parse_plain(r, b, desc, &at, n_contexts)
+        if at == r.w.tail or b.n == b.n_max or b.n == VNIC_BURST_MAX \
+                or not parse_any(r, b, desc, &at, &n_contexts):
             break
-        if c.drop == KEPT:
-            c.drop = finish(r, b, &c)
-        if c.drop == N_DROPS:  # the burst has no room for its segments
-            b.n_iov = c.first_iov
+    note_destinations(r, b)
+
+
+cdef inline uint32_t plain_length(uint64_t rest) noexcept nogil:
+    """The length of a frame whose one descriptor asks only that it be sent; 0 of any other."""
+    cdef uint32_t asked = <uint32_t>(rest >> 24) & (CMD_EOP | CMD_IFCS | CMD_IC | CMD_DEXT | CMD_VLE)
+    if asked == CMD_EOP | CMD_IFCS:
+        return <uint32_t>rest & 0xFFFF
+    if asked == CMD_EOP | CMD_IFCS | CMD_DEXT and rest >> 20 & 0xF == DTYP_DATA \
+            and not rest >> 40 & (POPTS_IXSM | POPTS_TXSM):
+        return <uint32_t>rest & 0xFFFFF
+    return 0
+
+
+cdef void parse_plain(TxRing r, vnic_burst *b, const Desc *desc, uint32_t *at,
+                      uint32_t contexts) noexcept nogil:
+    """Append frames while they are plain: one descriptor, one region, nothing to be done to them.
+
+    `parse_any` reads the first that is not anew, and takes nothing from here.
+    """
+    cdef uint32_t next = at[0], length
+    cdef uint32_t shortest = FRAME_MIN if r.pad else VNIC_ETH_HLEN
+    cdef uint32_t left = between(&r.w, next, r.w.tail)
+    cdef uint32_t room = min(b.n_max, <uint32_t>VNIC_BURST_MAX) - b.n
+    cdef uint64_t gpa
+    cdef void *hva
+    cdef vnic_frame *frame
+    left = min(left, room, b.n_iov_max - b.n_iov)
+    while left != 0:
+        gpa = vnic_load64(&desc[next].addr_gpa)
+        length = plain_length(vnic_load64(&desc[next].rest))
+        if gpa == 0 or length < shortest or length > VNIC_FRAME_MAX:
             break
-        if c.drop != KEPT:
-            b.n_iov = c.first_iov
-            if b.n != 0:
-                break  # it will be the oldest next time
-            r.n_drops[c.drop] += 1
-            r.counts[TSCTFC] += c.failed
-            drop(r, at, &contexts)
-            continue
-        r.parsed[b.n].end = at
+        hva = vnic_translate(r.w.memory, gpa, length, VNIC_READ)
+        if hva == NULL:
+            break
+        vnic_prefetch(hva)
+        next = after(&r.w, next)
+        b.iov[b.n_iov].iov_base = hva
+        b.iov[b.n_iov].iov_len = length
+        frame = &b.frames[b.n]
+        frame.first = b.n_iov
+        frame.count = 1
+        frame.len = length
+        frame.flags = 0
+        memset(frame.hdr, 0, sizeof(frame.hdr))
+        r.parsed[b.n].end = next
         r.parsed[b.n].contexts = contexts
-        r.parsed[b.n].failed = c.failed
-        vnic_prefetch(b.iov[b.frames[b.n].first].iov_base)
+        r.parsed[b.n].header_len = 0
+        r.parsed[b.n].failed = False
         b.n += 1
+        b.n_iov += 1
+        left -= 1
+    at[0] = next
+
+
+cdef bint parse_any(TxRing r, vnic_burst *b, const Desc *desc, uint32_t *at,
+                    uint32_t *n_contexts) noexcept nogil:
+    """Append the frame that begins here, or drop it if it is the oldest; whether to go on."""
+    cdef Contexts contexts = r.contexts[n_contexts[0]]
+    cdef Collected c
+    cdef bint whole
+    c.first_iov = b.n_iov
+    whole = collect(r, b, desc, at, &contexts, &c)
+    if not whole:
+        if c.started:
+            # The rest of the frame will come; unless there is no room for it in the ring.
+            if b.n == 0 and between(&r.w, r.w.head, r.w.tail) == r.w.size - 1:
+                r.n_drops[TOO_LONG] += 1
+                drop(r, at[0], &contexts)
+        elif b.n == 0:
+            drop(r, at[0], &contexts)  # contexts, and nothing behind them yet
+        b.n_iov = c.first_iov
+        return False
+    if c.drop == KEPT:
+        c.drop = finish(r, b, &c)
+    if c.drop != KEPT:
+        b.n_iov = c.first_iov
+        if c.drop == N_DROPS or b.n != 0:
+            return False  # there is no room for its segments; or it will be the oldest next time
+        r.n_drops[c.drop] += 1
+        r.counts[TSCTFC] += c.failed
+        drop(r, at[0], &contexts)
+        return True
+    n_contexts[0] += 1
+    r.contexts[n_contexts[0]] = contexts
+    r.parsed[b.n].end = at[0]
+    r.parsed[b.n].contexts = n_contexts[0]
+    r.parsed[b.n].failed = c.failed
+    vnic_prefetch(b.iov[b.frames[b.n].first].iov_base)
+    b.n += 1
+    return True
+
+
+cdef void note_destinations(TxRing r, const vnic_burst *b) noexcept nogil:
+    """Keep what the frames address, for the counters: afterwards they are the driver's again."""
+    cdef uint32_t i
+    cdef const iovec *start
+    cdef uint64_t dst
     for i in range(b.n):
-        dst = 0
-        if b.iov[b.frames[i].first].iov_len >= 6:
-            memcpy(&dst, b.iov[b.frames[i].first].iov_base, 6)
+        start = &b.iov[b.frames[i].first]
+        if start.iov_len >= sizeof(dst):
+            memcpy(&dst, start.iov_base, sizeof(dst))
         else:
+            dst = 0
             gather_start(b, &b.frames[i], <uint8_t *>&dst, 6)
         r.parsed[i].kind = destination(dst)
 
 
 cdef inline void drop(TxRing r, uint32_t end, const Contexts *contexts) noexcept nogil:
     """Consume the oldest descriptors without sending anything."""
-    r.contexts = contexts[0]
+    r.contexts[0] = contexts[0]
     consume(r, end)
 
 

@@ -6,9 +6,10 @@ Spec: 8254x Family Software Developer's Manual, "Receive and Transmit Descriptio
 
 All of rings and buffers belongs to a hostile guest, and so do the registers that say where they
 are.  Where a ring lies is looked up anew in each call, so nothing of guest memory is held between
-calls: what the VMM unmaps is out of reach at once.  Each descriptor is read once into locals; head
-and tail are reduced modulo the ring's size; no call looks at more descriptors than the ring has.
-A ring or buffer that is not memory is passed over and counted: this NIC has no way to complain.
+calls: what the VMM unmaps is out of reach at once.  Descriptors are read into locals, and what was
+found good there is what is used; head and tail are reduced modulo the ring's size; no call looks at
+more descriptors than the ring has.  A ring or buffer that is not memory is passed over and counted:
+this NIC has no way to complain.
 
 Preconditions of the raw parts: ``memory`` outlives the ring.  `Ring.__init__` sees to it.
 """
@@ -111,6 +112,21 @@ cdef inline Destination destination(uint64_t dst) noexcept nogil:
     if not dst & 1:
         return UNICAST
     return BROADCAST if dst == <uint64_t>0xFFFFFFFFFFFF else MULTICAST
+
+
+# Frames on the wire that are counted together: a counter is a walk through memory, these are not.
+cdef struct Tally:
+    uint64_t n
+    uint64_t n_bytes           # FCS and all
+    uint64_t[6] by_size
+    uint64_t[3] by_kind        # `Destination`
+
+
+cdef inline void tally(Tally *t, uint32_t n, uint32_t wire_len, Destination kind) noexcept nogil:
+    t.n += n
+    t.n_bytes += <uint64_t>n * wire_len
+    t.by_size[size_class(wire_len)] += n
+    t.by_kind[kind] += n
 
 
 cdef class Stats:

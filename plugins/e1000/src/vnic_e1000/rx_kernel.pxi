@@ -42,8 +42,7 @@ cdef enum:
     NOTE_TCI_AT = 8          # 16 bits: the tag that was stripped
     NOTE_VP = 1 << 24
     NOTE_PIF = 1 << 25
-    NOTE_MULTICAST = 1 << 26
-    NOTE_BROADCAST = 1 << 27
+    NOTE_KIND_AT = 26        # 2 bits: `Destination`
     NOTE_IP_GOOD = 1 << 28
     NOTE_IP_BAD = 1 << 29
 
@@ -219,8 +218,7 @@ cdef uint32_t rx_accept(void *ring, const uint8_t *start, uint32_t n,
         rx.stats[TPR] += 1
         rx.stats[TOR] += wire_len
         return 0
-    if kind != UNICAST:
-        verdict |= NOTE_BROADCAST if kind == BROADCAST else NOTE_MULTICAST
+    verdict |= kind << NOTE_KIND_AT
     if rx.rxcsum & RXCSUM_IPOFL and ethertype == ETHERTYPE_IPV4:
         verdict |= note_ip(start, n, l3)
     return verdict
@@ -231,16 +229,16 @@ cdef uint32_t rx_accept(void *ring, const uint8_t *start, uint32_t n,
 cdef uint32_t rx_reserve(void *ring, vnic_burst *b, uint32_t n) noexcept nogil:
     cdef Rx *rx = <Rx *>ring
     cdef Desc *desc = ring_of(&rx.w)
-    cdef uint32_t left, done = 0, first
+    cdef uint32_t next = rx.next, left, i, first
     cdef uint64_t gpa
     cdef vnic_frame *buffer
     if desc == NULL:
         return 0
-    left = between(&rx.w, rx.next, rx.w.tail)
+    left = between(&rx.w, next, rx.w.tail)
     if n > left:
         n = left
-    while done < n:
-        gpa = vnic_load64(&desc[rx.next].addr_gpa)
+    for i in range(n):
+        gpa = vnic_load64(&desc[next].addr_gpa)
         first = b.n_iov
         if gpa == 0 or vnic_translate_segments(rx.w.memory, gpa, rx.buffer_len, VNIC_WRITE,
                                                b.iov, &b.n_iov, b.n_iov_max) != 0:
@@ -251,32 +249,28 @@ cdef uint32_t rx_reserve(void *ring, vnic_burst *b, uint32_t n) noexcept nogil:
         buffer.first = first
         buffer.count = b.n_iov - first
         buffer.len = rx.buffer_len if buffer.count else 0
-        buffer.token = rx.next
+        buffer.token = next
         buffer.flags = 0
         if buffer.count:
             vnic_prefetch_write(b.iov[first].iov_base)
             vnic_prefetch_write(<char *>b.iov[first].iov_base + 64)
         b.n += 1
-        done += 1
-        rx.next = after(&rx.w, rx.next)
-    return done
+        next = after(&rx.w, next)
+    rx.next = next
+    return n
 
 
-cdef inline void count_received(Rx *rx, uint32_t length, uint32_t note) noexcept nogil:
-    cdef uint32_t wire_len = length
-    if rx.rctl & RCTL_SECRC:
-        wire_len += FCS_LEN
-    if note & NOTE_VP:
-        wire_len += TAG_LEN
-    rx.stats[GPRC] += 1
-    rx.stats[TPR] += 1
-    rx.stats[GORC] += wire_len
-    rx.stats[TOR] += wire_len
-    rx.stats[PRC64 + size_class(wire_len)] += 1
-    if note & NOTE_MULTICAST:
-        rx.stats[MPRC] += 1
-    elif note & NOTE_BROADCAST:
-        rx.stats[BPRC] += 1
+cdef void count_received(Rx *rx, const Tally *t) noexcept nogil:
+    cdef uint64_t *stats = rx.stats
+    cdef uint32_t i
+    stats[GPRC] += t.n
+    stats[TPR] += t.n
+    stats[GORC] += t.n_bytes
+    stats[TOR] += t.n_bytes
+    stats[MPRC] += t.by_kind[MULTICAST]
+    stats[BPRC] += t.by_kind[BROADCAST]
+    for i in range(6):
+        stats[PRC64 + i] += t.by_size[i]
 
 
 cdef inline uint64_t status_of(Rx *rx, const vnic_frame *first) noexcept nogil:
@@ -300,25 +294,31 @@ cdef inline uint64_t status_of(Rx *rx, const vnic_frame *first) noexcept nogil:
 cdef void rx_commit(void *ring, const vnic_frame *buffers, uint32_t n) noexcept nogil:
     cdef Rx *rx = <Rx *>ring
     cdef Desc *desc = ring_of(&rx.w)
-    cdef uint32_t i, length = 0
+    cdef uint32_t head = rx.w.head, fcs_len = FCS_LEN if rx.rctl & RCTL_SECRC else 0
+    cdef uint32_t i, note, length = 0
     cdef uint64_t status = 0
     cdef bint begins = True
+    cdef Tally t
+    memset(&t, 0, sizeof(t))
     for i in range(n):
         if begins:
             status = status_of(rx, &buffers[i])
-            length = 0
-        begins = buffers[i].flags & VNIC_LAST
+            length = fcs_len
+        note = buffers[i].flags
+        begins = note & VNIC_LAST
         length += buffers[i].len
         if buffers[i].count == 0:
             rx.n_bad_buffers += 1
         if begins:
-            count_received(rx, length, buffers[i].flags)
+            tally(&t, 1, length + (TAG_LEN if note & NOTE_VP else 0), note >> NOTE_KIND_AT & 3)
         if desc != NULL:
             # Release: the bytes in the buffer before the word that shows them.
-            vnic_store_release64(&desc[rx.w.head].rest,
+            vnic_store_release64(&desc[head].rest,
                                  status | buffers[i].len
                                  | <uint64_t>(RXD_DD | (RXD_EOP if begins else 0)) << 32)
-        rx.w.head = after(&rx.w, rx.w.head)
+        head = after(&rx.w, head)
+    rx.w.head = head
+    count_received(rx, &t)
 
 
 cdef void rx_rollback(void *ring) noexcept nogil:

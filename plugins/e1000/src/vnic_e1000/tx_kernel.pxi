@@ -67,8 +67,8 @@ cdef struct Contexts:
 
 # What `complete` needs to know of a frame that was parsed.
 cdef struct Parsed:
-    Contexts contexts          # in force behind it
     uint32_t end               # the descriptor behind its last
+    uint32_t contexts          # which of `TxRing.contexts` are in force behind it
     uint32_t header_len        # of a frame to be segmented; 0: of one that is not
     uint32_t mss
     bint failed                # segmentation: less or more was there than announced
@@ -78,7 +78,7 @@ cdef struct Parsed:
 cdef class TxRing(Ring):
     """Frames from the guest: `parse` them into a burst, `complete` those that were taken."""
 
-    cdef Contexts contexts
+    cdef Contexts *contexts    # in force at the head; behind that, what frames in the burst left
     cdef Parsed *parsed
     cdef uint8_t *scratch
     cdef uint32_t vlan_type
@@ -89,13 +89,15 @@ cdef class TxRing(Ring):
     cdef uint64_t[N_DROPS] n_drops
 
     def __cinit__(self, *args):
+        self.contexts = <Contexts *>calloc(1 + VNIC_BURST_MAX, sizeof(Contexts))
         self.parsed = <Parsed *>calloc(VNIC_BURST_MAX, sizeof(Parsed))
         self.scratch = <uint8_t *>calloc(VNIC_BURST_MAX, SCRATCH)
-        if self.parsed == NULL or self.scratch == NULL:
+        if self.contexts == NULL or self.parsed == NULL or self.scratch == NULL:
             raise MemoryError
         self.vlan_type = 0x8100
 
     def __dealloc__(self):
+        free(self.contexts)
         free(self.parsed)
         free(self.scratch)
 
@@ -119,7 +121,7 @@ cdef class TxRing(Ring):
 
     def reset(self):
         """Forget the contexts, as a device reset does."""
-        memset(&self.contexts, 0, sizeof(Contexts))
+        memset(self.contexts, 0, sizeof(Contexts))
         self.written = 0
 
     def parse(self, burst):
@@ -146,13 +148,12 @@ cdef class TxRing(Ring):
         become empty.  The other frames are forgotten, and will be parsed again.
         """
         cdef vnic_burst *b = <vnic_burst *>PyCapsule_GetPointer(burst.capsule, VNIC_BURST_CAPSULE)
-        cdef uint32_t i, written
+        cdef uint32_t written
         if n > b.n:
             n = b.n
-        for i in range(n):
-            count_sent(self, &b.frames[i], &self.parsed[i])
         if n != 0:
-            self.contexts = self.parsed[n - 1].contexts
+            count_sent(self, b, n)
+            self.contexts[0] = self.contexts[self.parsed[n - 1].contexts]
             consume(self, self.parsed[n - 1].end)
         b.n = b.n_iov = 0
         written = self.written
@@ -160,47 +161,49 @@ cdef class TxRing(Ring):
         return written
 
 
-cdef void count_sent(TxRing r, const vnic_frame *frame, const Parsed *parsed) noexcept nogil:
-    """Count a frame as it is, or was cut, on the wire."""
-    cdef uint64_t *n = r.counts
-    cdef uint32_t n_wire = 1, payload, last = frame.len
-    cdef uint64_t n_bytes = frame.len
-    if parsed.header_len:
-        payload = frame.len - parsed.header_len
-        n_wire = (payload + parsed.mss - 1) // parsed.mss
-        last = parsed.header_len + payload - (n_wire - 1) * parsed.mss
-        n_bytes += <uint64_t>(n_wire - 1) * parsed.header_len
-        n[PTC64 + size_class(parsed.header_len + parsed.mss + FCS_LEN)] += n_wire - 1
-        n[TSCTFC if parsed.failed else TSCTC] += 1
-    n_bytes += <uint64_t>n_wire * FCS_LEN
-    n[PTC64 + size_class(last + FCS_LEN)] += 1
-    n[GPTC] += n_wire
-    n[TPT] += n_wire
-    n[GOTC] += n_bytes
-    n[TOT] += n_bytes
-    if parsed.kind == MULTICAST:
-        n[MPTC] += n_wire
-    elif parsed.kind == BROADCAST:
-        n[BPTC] += n_wire
-    r.n_frames += 1
-    r.n_bytes += frame.len
+cdef void count_sent(TxRing r, const vnic_burst *b, uint32_t n) noexcept nogil:
+    """Count the first n frames as they are, or were cut, on the wire."""
+    cdef uint64_t *stats = r.counts
+    cdef const Parsed *parsed
+    cdef Tally t
+    cdef uint32_t i, length, n_full
+    memset(&t, 0, sizeof(t))
+    for i in range(n):
+        parsed = &r.parsed[i]
+        length = b.frames[i].len
+        r.n_bytes += length
+        if parsed.header_len:
+            # All segments but the last are full, and each has the headers.
+            n_full = (length - parsed.header_len - 1) // parsed.mss
+            tally(&t, n_full, parsed.header_len + parsed.mss + FCS_LEN, parsed.kind)
+            length -= n_full * parsed.mss
+            stats[TSCTFC if parsed.failed else TSCTC] += 1
+        tally(&t, 1, length + FCS_LEN, parsed.kind)
+    r.n_frames += n
+    stats[GPTC] += t.n
+    stats[TPT] += t.n
+    stats[GOTC] += t.n_bytes
+    stats[TOT] += t.n_bytes
+    stats[MPTC] += t.by_kind[MULTICAST]
+    stats[BPTC] += t.by_kind[BROADCAST]
+    for i in range(6):
+        stats[PTC64 + i] += t.by_size[i]
 
 
 cdef void consume(TxRing r, uint32_t end) noexcept nogil:
     """Move the head, and write back what asked for it."""
     cdef Desc *desc = ring_of(&r.w)
-    cdef uint32_t command
+    cdef uint32_t head = r.w.head, command, written = 0
     cdef uint8_t *status
     # Reads of the frames, before the words that allow the driver to change them.
     vnic_fence()
-    while r.w.head != end:
-        if desc != NULL:
-            command = <uint32_t>(vnic_load64(&desc[r.w.head].rest) >> 24) & 0xFF
-            if command & (CMD_RS | CMD_RPS):
-                status = <uint8_t *>&desc[r.w.head].rest + 4
-                status[0] = status[0] & 0xF0 | TXD_DD
-                r.written |= WRITTEN_DELAYED if command & CMD_IDE else WRITTEN_NOW
-        r.w.head = after(&r.w, r.w.head)
+    while desc != NULL and head != end:
+        command = <uint32_t>(vnic_load64(&desc[head].rest) >> 24) & 0xFF
+        if command & (CMD_RS | CMD_RPS):
+            status = <uint8_t *>&desc[head].rest + 4
+            status[0] = status[0] & 0xF0 | TXD_DD
+            written |= WRITTEN_DELAYED if command & CMD_IDE else WRITTEN_NOW
+        head = after(&r.w, head)
+    r.w.head = end
     r._show_head()
-    if r.w.head == r.w.tail:
-        r.written |= EMPTIED
+    r.written |= written | (EMPTIED if end == r.w.tail else 0)
