@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +146,11 @@ def n_fds() -> Any:
 @pytest.fixture
 def resident_kib() -> Any:
     return lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@pytest.fixture
+def lines(caplog: Any) -> Any:
+    """What was logged, from warnings up."""
+    return lambda level=logging.WARNING: [
+        record.getMessage() for record in caplog.records if record.levelno >= level
+    ]
