@@ -170,6 +170,24 @@ def test_a_context_asks_for_a_checksum_and_stays_in_force(bench: Any) -> None:
     assert out == [(content, asked), (content, asked), (content, PLAIN)]
 
 
+@pytest.mark.parametrize("takes", [1, 2, None])
+def test_a_context_stays_in_force_behind_frames_that_ask_for_nothing(
+    bench: Any, takes: int | None
+) -> None:
+    guest, content = bench.guest, data(100)
+    asked = header(NEEDS_CSUM, csum_start=34, csum_offset=16)
+    bench.wire.takes = takes
+    plain = legacy(guest, content)
+    bench.send(
+        *plain, context(tucss=34, tucso=50), *extended(guest, content, first=TXSM), *plain, *plain
+    )
+    for _ in range(3):
+        bench.wire.link.writable()
+        bench.settle()
+    assert [sent for _, sent in bench.wire.sent] == [PLAIN, asked, PLAIN, PLAIN]
+    assert bench.send(*extended(guest, content, first=TXSM)) == [(content, asked)]
+
+
 def test_both_contexts_are_kept_apart(bench: Any) -> None:
     packet = Packet(payload=data(300), gso_size=100)
     segmented, low, high, rest = describe(packet.frame(), packet.header)
