@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kit.vhost_user import Script
 from vnic.errors import PeerError
 from vnic.features import Features
 from vnic.loop import Loop
@@ -135,6 +136,19 @@ def bench(tmp_path: Any) -> Iterator[Bench]:
     bench = Bench(tmp_path / "vhost.sock")
     yield bench
     bench.close()
+
+
+@pytest.fixture
+def script() -> Script:
+    """A VMM without a socket that has said nothing yet."""
+    return Script()
+
+
+@pytest.fixture
+def ready(script: Script) -> Script:
+    """And one that may start queues."""
+    script.negotiate()
+    return script
 
 
 @pytest.fixture
