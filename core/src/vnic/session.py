@@ -33,8 +33,10 @@ TRUNCATED_S: Final = 0.5
 ANCILLARY: Final = socket.CMSG_SPACE(4 * 253)
 """Bytes for descriptors: SCM_MAX_FD of them, the most that Linux passes with one sendmsg."""
 
-_RECEIVE_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
-_SEND_FLAGS: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+_RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+_SEND_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+_CTRUNC: Final = int(socket.MSG_CTRUNC)
+# Numbers: an operation on flags takes as long as a small system call.
 
 Steps: TypeAlias = "Generator[Any, Any, object]"
 """What is to be done for the bytes that came: yields events, and is sent each one's answer."""
@@ -203,7 +205,7 @@ class SocketSession:
         except BlockingIOError:
             return False
         fds = _descriptors(ancillary) if ancillary else []
-        if flags & socket.MSG_CTRUNC:
+        if flags & _CTRUNC:
             close_all(fds)
             raise PeerError(
                 f"descriptors were lost on the way, after {len(fds)} of them: this process may "
