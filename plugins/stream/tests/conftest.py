@@ -15,6 +15,7 @@ from kit.peers import StreamPeer
 from vnic.burst import Burst
 from vnic.config import structure
 from vnic.link import Link
+from vnic_stream.server import REST_S
 
 
 class Line:
@@ -93,7 +94,9 @@ class World:
         return peer
 
     def call(self, path: str) -> StreamPeer:
-        """Call a NIC that listens."""
+        """Call a NIC that listens, some time after the last one has."""
+        self.bench.clock.now_s += REST_S
+        self.bench.loop.dispatch()
         sock = socket.socket(socket.AF_UNIX)
         self._close.callback(sock.close)
         sock.connect(path)

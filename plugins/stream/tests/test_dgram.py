@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from kit.peers import free_port
+from vnic.burst import FRAME_MAX
+from vnic.testing.bench import Bench
 from vnic_stream import Dgram
 from vnic_stream.dgram import LOOK_S
 
@@ -130,11 +132,18 @@ def test_udp_is_heard_from_the_peer_alone(world: Any, frame: Frame) -> None:
         assert line.got() == [frame(2)]
 
 
-def test_a_frame_too_long_for_udp_is_dropped_and_counted(world: Any, frame: Frame) -> None:
-    here, there = (free_port(kind=socket.SOCK_DGRAM) for _ in range(2))
-    line = world.line(Dgram, f"dgram:127.0.0.1:{here}", peer=f"127.0.0.1:{there}")
-    assert line.send(frame(1, 65508)) == 1
-    assert line.counts == {"tx_drop_too_long": 1}
+def test_a_frame_too_long_for_udp_is_dropped_and_counted_and_the_next_one_leaves(
+    world: Any, frame: Frame
+) -> None:  # F4
+    here = free_port(kind=socket.SOCK_DGRAM)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.settimeout(5.0)
+        peer.bind(("127.0.0.1", 0))
+        there = peer.getsockname()[1]
+        line = world.line(Dgram, f"dgram:127.0.0.1:{here}", peer=f"127.0.0.1:{there}")
+        assert line.send(frame(1, 65508), frame(2)) == 2
+        assert line.counts == {"tx_drop_too_long": 1}
+        assert peer.recv(2000) == frame(2)
 
 
 def test_an_empty_datagram_is_no_frame_and_no_end(
@@ -147,7 +156,21 @@ def test_an_empty_datagram_is_no_frame_and_no_end(
         assert line.got()[-1] == frame(1)
 
 
-def test_a_passed_socket_whose_peer_has_gone_is_down(world: Any, frame: Frame) -> None:
+def test_a_datagram_longer_than_any_frame_is_dropped_and_counted_and_the_next_one_read(
+    here: Path, there: Path, frame: Frame
+) -> None:
+    bench = Bench(at_once_s=5.0, deadline_s=5.0)
+    with bound(there) as peer, contextlib.closing(bench):
+        bench.open(Dgram, f"dgram:{here}", Dgram.Options(peer=str(there)), lambda call: call())
+        bench.guest.start()
+        for data in (bytes(100_000), bytes(FRAME_MAX + 1), frame(1)):
+            peer.sendto(data, str(here))
+            bench.settle()
+        assert bench.guest.frames == [frame(1)]
+        assert bench.guest._room.counters["rx_drop_too_long"] == 2
+
+
+def test_a_passed_socket_whose_peer_has_gone_is_down(world: Any, frame: Frame) -> None:  # F4, F5
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours:
         line = world.line(Dgram, f"dgram:fd={ours.fileno()}")

@@ -8,11 +8,14 @@ import socket
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
+from unittest import SkipTest
 
 from kit.peers import free_port
 from vnic.loop import Loop
 from vnic.testing.contract import BackendContract, Outside
 from vnic_stream import Dgram
+from vnic_stream.dgram import LOOK_S
 
 DEADLINE_S = 5.0
 
@@ -60,6 +63,9 @@ class Remote(Outside):
             while True:
                 self.left.append(self.sock.recv(1 << 17))
 
+    def refuse(self) -> None:
+        raise SkipTest("the kernel refuses no datagram but for its length, or for want of a peer")
+
     def close(self) -> None:
         self.watch.close()
         self.sock.close()
@@ -88,6 +94,12 @@ class Unix(Remote):
     def drain(self) -> None:
         self.watch.set(read=True)
 
+    def hang_up(self) -> None:
+        self.watch.close()
+        self.sock.close()
+        clock: Any = self.loop.clock
+        clock.now_s += LOOK_S
+
     def close(self) -> None:
         super().close()
         shutil.rmtree(self.folder)
@@ -97,6 +109,12 @@ class Udp(Remote):
     sizes = (14, 15, 60, 64, 65, 590, 1500, 1514, 9014, 65507)
     holds = 100
     wrong = (("dgram:192.0.2.1:5000", Dgram.Options(peer="192.0.2.2:5000")),)
+
+    def fill(self) -> None:
+        raise SkipTest("UDP is never full: what the receiver has no room for is lost")
+
+    def hang_up(self) -> None:
+        raise SkipTest("UDP tells nobody that the peer has gone")
 
     def __init__(self, loop: Loop) -> None:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

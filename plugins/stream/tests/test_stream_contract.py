@@ -7,6 +7,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import SkipTest
 
 from kit.peers import StreamPeer, free_port
 from vnic.loop import Loop
@@ -62,6 +63,13 @@ class Remote(Outside):
         assert self.peer is not None
         self.peer.read()
 
+    def refuse(self) -> None:
+        raise SkipTest("a stream takes all frames, or is broken")
+
+    def hang_up(self) -> None:
+        assert self.peer is not None
+        self.peer.close()
+
     def close(self) -> None:
         if self.peer is not None:
             self.peer.close()
@@ -93,6 +101,10 @@ class CallsUnix(Remote):
     def connect(self) -> socket.socket:
         self.listener.settimeout(DEADLINE_S)
         return self.listener.accept()[0]
+
+    def hang_up(self) -> None:
+        self.listener.close()  # or it would be called again
+        super().hang_up()
 
     def close(self) -> None:
         self.listener.close()

@@ -186,7 +186,7 @@ class Pipe:
 @settings(deadline=None, max_examples=50)
 def test_whatever_the_socket_takes_at_a_time_the_stream_is_whole(
     frames: list[bytes], reads: list[int], n_pieces: int
-) -> None:
+) -> None:  # F4: a short write
     def in_pieces(length: int) -> Iterator[int]:
         return map(len, cut(bytes(length), [max(1, length // n_pieces)]))
 

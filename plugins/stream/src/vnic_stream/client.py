@@ -54,7 +54,6 @@ class Client(Peer):
     _calling: socket.socket | None = attrs.field(default=None, init=False)
     _watch: JointWatch | None = attrs.field(default=None, init=False)
     _timer: Timer | None = attrs.field(default=None, init=False)
-    _met_at: float = attrs.field(default=0.0, init=False)
 
     THEN: ClassVar[str] = "calling again until it answers"
 
@@ -103,7 +102,6 @@ class Client(Peer):
             sock.close()
             self._not_answered(code)
         else:
-            self._met_at = self.link.loop.clock()
             self._meet(sock)
 
     def _not_answered(self, code: int) -> None:

@@ -58,6 +58,7 @@ class Peer:
     state: State = attrs.field(default=State.CLOSED, init=False)
     sock: socket.socket | None = attrs.field(default=None, init=False)
     """Connected, while the state is UP."""
+    _met_at: float = attrs.field(default=0.0, init=False)
     _said: str = attrs.field(default="", init=False)
 
     THEN: ClassVar[str] = ""
@@ -92,6 +93,7 @@ class Peer:
                 sock.setsockopt(*option)
         self.state = State.UP
         self.sock = sock
+        self._met_at = self.link.loop.clock()
         self._said = ""
         log.info("%s: connected", self.name)
         self.begin(sock)

@@ -16,7 +16,8 @@ from vnic_stream.addresses import Address
 from vnic_stream.peer import Peer, State, log
 
 REST_S: Final = 1.0
-"""How long nobody is accepted when that has failed for want of descriptors."""
+"""How long nobody is accepted when that has failed for want of descriptors, or when the last peer
+stayed for less: the guest's carrier would go up and down as fast as somebody can call."""
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -32,6 +33,8 @@ class Server(Peer):
     _file: SocketFile | None = attrs.field(default=None, init=False)
     _watch: Watch | None = attrs.field(default=None, init=False)
     _timer: Timer | None = attrs.field(default=None, init=False)
+    _has_refused: bool = attrs.field(default=False, init=False)
+    """Since the last peer came."""
 
     THEN: ClassVar[str] = "listening"
 
@@ -58,6 +61,8 @@ class Server(Peer):
 
     def _look_again(self) -> None:
         self.state = State.LISTENING
+        if self.link.loop.clock() - self._met_at < REST_S:
+            self._rest()
 
     def _listen(self) -> socket.socket:
         address = self.address
@@ -92,17 +97,25 @@ class Server(Peer):
         if self.sock is not None and _has_hung_up(self.sock):
             self.lost("the peer has hung up")
         if self.state is State.UP:
-            log.warning("%s: a second peer calls, and is refused", self.name)
-            self.link.count("peer_refused")
-            sock.close()
+            self._refuse(sock)
             return
         sock.setblocking(False)
+        self._has_refused = False
         self._meet(sock)
+
+    def _refuse(self, sock: socket.socket) -> None:
+        sock.close()
+        self.link.count("peer_refused")
+        if not self._has_refused:  # it is the caller who decides how often that is
+            self._has_refused = True
+            log.warning("%s: a second peer calls, and is refused", self.name)
 
     def _rest(self) -> None:
         watch = self._watch
         assert watch is not None
         watch.set(read=False)
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self.link.timer(REST_S, lambda: watch.set(read=True))
 
 
