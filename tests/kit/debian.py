@@ -100,6 +100,9 @@ GUEST_PROGRAMS = Recipe(
 IPXE = Recipe(name="ipxe", suites=("trixie",), packages=("ipxe",))
 """Boot firmware with drivers of its own."""
 
+PASST = Recipe(name="passt", suites=("trixie",), packages=("passt",))
+"""passt of May 2025: a network for a guest, made of an ordinary user's sockets."""
+
 KERNEL = Recipe(
     name="kernel",
     suites=("trixie",),
