@@ -99,10 +99,12 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
         memcpy(first.hdr + 8, &end, 4)
         if header_len == HEADER_LEN:
             put_header(dst.iov.iov_base, head, end)
-        else:
+        elif header_len != 0:
             memcpy(dst.iov.iov_base, first.hdr, header_len)
         vnic_copy(<char *>dst.iov.iov_base + header_len, iov.iov_base, length)
-        if tail != 0:
+        if tail == FCS_LEN:
+            memset(<char *>dst.iov.iov_base + header_len + length, 0, FCS_LEN)  # one store
+        elif tail != 0:
             memset(<char *>dst.iov.iov_base + header_len + length, 0, tail)
         first.len = <uint32_t>need
         first.flags = VNIC_LAST | r.note
@@ -272,10 +274,13 @@ cdef uint32_t judge(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov
     cdef uint8_t start[VNIC_LOOK]
     cdef vnic_cursor at
     cdef uint32_t n = length if length < VNIC_LOOK else VNIC_LOOK, verdict
-    at.iov = iov
-    at.left = n_iov
-    at.off = 0
-    n = <uint32_t>vnic_gather(&at, start, n)
+    if iov.iov_len >= n:
+        vnic_copy(start, iov.iov_base, n)
+    else:
+        at.iov = iov
+        at.left = n_iov
+        at.off = 0
+        n = <uint32_t>vnic_gather(&at, start, n)
     if not vnic_hdr_is_plain(hdr):
         length = longest_piece(r, hdr, iov, n_iov, length)
     verdict = r.ring.accept(r.ring.ring, start, n, length)
