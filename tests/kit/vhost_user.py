@@ -16,14 +16,16 @@ from vnic_vhost_user.connection import OFFERED, Connection
 from vnic_vhost_user.messages import (
     F_PROTOCOL_FEATURES,
     NO_FLAGS,
-    U64,
     Header,
     HeaderFlags,
+    ProtocolFeatures,
+    Request,
+)
+from vnic_vhost_user.payloads import (
+    U64,
     MemoryRegion,
     MemoryTable,
     Payload,
-    ProtocolFeatures,
-    Request,
     VringAddress,
     VringDescriptor,
     VringState,

@@ -15,17 +15,19 @@ from vnic_vhost_user.messages import (
     F_PROTOCOL_FEATURES,
     FORMS,
     NO_FLAGS,
-    U64,
-    ConfigSpace,
     HeaderFlags,
-    MemoryTable,
     ProtocolFeatures,
     Request,
+    encode_message,
+)
+from vnic_vhost_user.payloads import (
+    U64,
+    ConfigSpace,
+    MemoryTable,
     SingleRegion,
     VringAddress,
     VringDescriptor,
     VringState,
-    encode_message,
 )
 
 # ---- framing and replies -------------------------------------------------------------------------

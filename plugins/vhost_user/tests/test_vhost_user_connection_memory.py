@@ -7,7 +7,8 @@ from kit.vhost_user import REGION, SECOND, USER, Script, queue, refused
 from vnic.hookspecs import QueueAddresses
 from vnic_vhost_user import events
 from vnic_vhost_user.connection import MAX_MEM_SLOTS
-from vnic_vhost_user.messages import MemoryRegion, MemoryTable, Request, SingleRegion, VringState
+from vnic_vhost_user.messages import Request
+from vnic_vhost_user.payloads import MemoryRegion, MemoryTable, SingleRegion, VringState
 
 
 def test_a_new_memory_table_restarts_the_queues_where_they_were(ready: Script) -> None:

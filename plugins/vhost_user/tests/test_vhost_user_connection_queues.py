@@ -7,14 +7,8 @@ from kit.vhost_user import ADDRESS, FEATURES, REGION, USER, Script, address, que
 from vnic.features import Features
 from vnic_vhost_user import events
 from vnic_vhost_user.connection import RING_STATES, RingState
-from vnic_vhost_user.messages import (
-    F_PROTOCOL_FEATURES,
-    U64,
-    Request,
-    VringAddress,
-    VringDescriptor,
-    VringState,
-)
+from vnic_vhost_user.messages import F_PROTOCOL_FEATURES, Request
+from vnic_vhost_user.payloads import U64, VringAddress, VringDescriptor, VringState
 
 # ---- starting and stopping a queue ---------------------------------------------------------------
 

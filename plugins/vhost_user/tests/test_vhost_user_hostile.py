@@ -11,17 +11,8 @@ import attrs
 import pytest
 from vnic.errors import PeerError
 from vnic.session import REPLIES_MAX
-from vnic_vhost_user.messages import (
-    FORMS,
-    NO_FLAGS,
-    U64,
-    Header,
-    HeaderFlags,
-    Request,
-    VringDescriptor,
-    VringState,
-    encode_message,
-)
+from vnic_vhost_user.messages import FORMS, NO_FLAGS, Header, HeaderFlags, Request, encode_message
+from vnic_vhost_user.payloads import U64, VringDescriptor, VringState
 from vnic_vhost_user.testing import DisconnectedError, Vmm, ring_address
 
 

@@ -6,7 +6,8 @@ import os
 import select
 
 import pytest
-from vnic_vhost_user.messages import Request, VringDescriptor
+from vnic_vhost_user.messages import Request
+from vnic_vhost_user.payloads import VringDescriptor
 
 
 def test_a_kick_is_heard_once_and_does_not_keep_the_loop_busy(bench) -> None:

@@ -5,13 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from vnic_vhost_user.messages import (
-    MemoryRegion,
-    MemoryTable,
-    ProtocolFeatures,
-    Request,
-    SingleRegion,
-)
+from vnic_vhost_user.messages import ProtocolFeatures, Request
+from vnic_vhost_user.payloads import MemoryRegion, MemoryTable, SingleRegion
 from vnic_vhost_user.testing import GPA, USER
 
 

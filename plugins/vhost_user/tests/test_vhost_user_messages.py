@@ -8,26 +8,28 @@ from vnic.errors import PeerError
 from vnic_vhost_user.connection import OFFERED
 from vnic_vhost_user.messages import (
     FORMS,
-    MAX_CONFIG,
-    MAX_TABLE_REGIONS,
     NO_FEATURES,
     NO_FLAGS,
+    Header,
+    HeaderFlags,
+    ProtocolFeatures,
+    Request,
+    check_header,
+    decode_payload,
+    encode_message,
+)
+from vnic_vhost_user.payloads import (
+    MAX_CONFIG,
+    MAX_TABLE_REGIONS,
     U64,
     ConfigSpace,
     Empty,
-    Header,
-    HeaderFlags,
     MemoryRegion,
     MemoryTable,
-    ProtocolFeatures,
-    Request,
     SingleRegion,
     VringAddress,
     VringDescriptor,
     VringState,
-    check_header,
-    decode_payload,
-    encode_message,
 )
 
 ALL = OFFERED | ProtocolFeatures.CONFIG

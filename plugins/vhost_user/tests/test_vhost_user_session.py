@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 from vnic.features import Features
-from vnic_vhost_user.messages import U64, ConfigSpace, ProtocolFeatures, Request
+from vnic_vhost_user.messages import ProtocolFeatures, Request
+from vnic_vhost_user.payloads import U64, ConfigSpace
 
 
 def test_a_vmm_starts_runs_stops_and_starts_again(bench) -> None:

@@ -31,24 +31,26 @@ from vnic_vhost_user import events
 from vnic_vhost_user.messages import (
     F_PROTOCOL_FEATURES,
     NO_FEATURES,
-    U64,
-    ConfigSpace,
     Form,
     Header,
     HeaderFlags,
-    MemoryRegion,
-    MemoryTable,
-    Payload,
     ProtocolFeatures,
     Request,
-    SingleRegion,
-    VringAddress,
-    VringDescriptor,
-    VringState,
     check_header,
     decode_payload,
     encode_message,
     request_name,
+)
+from vnic_vhost_user.payloads import (
+    U64,
+    ConfigSpace,
+    MemoryRegion,
+    MemoryTable,
+    Payload,
+    SingleRegion,
+    VringAddress,
+    VringDescriptor,
+    VringState,
 )
 
 log: Final = logging.getLogger("vnic.vhost_user")

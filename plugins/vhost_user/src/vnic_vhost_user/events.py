@@ -12,7 +12,7 @@ import attrs
 if TYPE_CHECKING:
     from vnic.hookspecs import QueueAddresses
 
-    from vnic_vhost_user.messages import MemoryRegion
+    from vnic_vhost_user.payloads import MemoryRegion
 
 
 @attrs.frozen

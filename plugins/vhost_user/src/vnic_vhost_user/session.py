@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vnic.loop import Timer
     from vnic.nic import Nic
 
-    from vnic_vhost_user.messages import MemoryRegion
+    from vnic_vhost_user.payloads import MemoryRegion
 
 log: Final = logging.getLogger("vnic.vhost_user")
 

@@ -25,20 +25,22 @@ from vnic_vhost_user.messages import (
     F_PROTOCOL_FEATURES,
     NO_FEATURES,
     NO_FLAGS,
-    U64,
-    Empty,
     Header,
     HeaderFlags,
+    ProtocolFeatures,
+    Request,
+    request_name,
+)
+from vnic_vhost_user.payloads import (
+    U64,
+    Empty,
     MemoryRegion,
     MemoryTable,
     Payload,
-    ProtocolFeatures,
-    Request,
     SingleRegion,
     VringAddress,
     VringDescriptor,
     VringState,
-    request_name,
 )
 
 T = TypeVar("T")
