@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from vnic_vfio_user.messages import Command, Empty
+from vnic_vfio_user.messages import Command
+from vnic_vfio_user.payloads import Empty
 from vnic_vfio_user.testing import Vmm
 
 VNIC = Path(sys.executable).with_name("vnic")

@@ -9,19 +9,9 @@ from typing import Any, Final
 from vnic.pci import Bar, Function, Identity, Msi, MsiX
 from vnic_vfio_user import events
 from vnic_vfio_user.connection import Connection
-from vnic_vfio_user.messages import (
-    Command,
-    DmaFlags,
-    DmaMap,
-    DmaUnmap,
-    Header,
-    HeaderFlags,
-    IrqSet,
-    IrqSetFlags,
-    Payload,
-    Version,
-    encode_message,
-)
+from vnic_vfio_user.device_payloads import IrqSet, IrqSetFlags
+from vnic_vfio_user.messages import Command, Header, HeaderFlags, encode_message
+from vnic_vfio_user.payloads import DmaFlags, DmaMap, DmaUnmap, Payload, Version
 
 U32: Final = (1 << 32) - 1
 U64: Final = (1 << 64) - 1

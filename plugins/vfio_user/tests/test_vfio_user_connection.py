@@ -12,24 +12,17 @@ from kit.vfio_user import Script
 from vnic.errors import PeerError
 from vnic_vfio_user import events
 from vnic_vfio_user.connection import REFUSALS_LOGGED
-from vnic_vfio_user.messages import (
-    FORMS,
-    Command,
-    DeviceInfo,
+from vnic_vfio_user.device_payloads import DeviceInfo, IrqInfo, IrqSet, RegionInfo
+from vnic_vfio_user.messages import FORMS, Command, Header, HeaderFlags, encode_message
+from vnic_vfio_user.payloads import (
     DmaMap,
     DmaUnmap,
     Empty,
-    Header,
-    HeaderFlags,
-    IrqInfo,
-    IrqSet,
     Raw,
     RegionAccess,
-    RegionInfo,
     RegionWrite,
     Version,
     WriteMulti,
-    encode_message,
 )
 
 # ---- version -------------------------------------------------------------------------------------

@@ -10,16 +10,8 @@ from hypothesis import strategies as st
 from kit.vfio_user import U32, U64, Script
 from vnic.errors import PeerError
 from vnic_vfio_user import events
-from vnic_vfio_user.messages import (
-    MAX_DATA,
-    Command,
-    HeaderFlags,
-    Raw,
-    RegionAccess,
-    RegionWrite,
-    WriteMulti,
-    encode_message,
-)
+from vnic_vfio_user.messages import Command, HeaderFlags, encode_message
+from vnic_vfio_user.payloads import MAX_DATA, Raw, RegionAccess, RegionWrite, WriteMulti
 
 
 @pytest.mark.parametrize(

@@ -9,15 +9,8 @@ from kit.vfio_user import BOOL, EVENTFD, MASK, NONE, REGISTERS, TRIGGER, U32, UN
 from vnic.errors import PeerError
 from vnic.pci import Area, Bar, Mappable
 from vnic_vfio_user import events
-from vnic_vfio_user.messages import (
-    Command,
-    DeviceInfo,
-    Header,
-    Irq,
-    IrqInfo,
-    RegionInfo,
-    encode_message,
-)
+from vnic_vfio_user.device_payloads import DeviceInfo, Irq, IrqInfo, RegionInfo
+from vnic_vfio_user.messages import Command, Header, encode_message
 
 # ---- what the device has -------------------------------------------------------------------------
 

@@ -8,7 +8,9 @@ import pytest
 from kit.vfio_user import RW, U64, Script
 from vnic_vfio_user import events
 from vnic_vfio_user.connection import MAX_DMA_MAPS
-from vnic_vfio_user.messages import Command, DeviceInfo, DmaFlags, DmaMap, UnmapFlags
+from vnic_vfio_user.device_payloads import DeviceInfo
+from vnic_vfio_user.messages import Command
+from vnic_vfio_user.payloads import DmaFlags, DmaMap, UnmapFlags
 
 
 def test_memory_comes_and_goes() -> None:

@@ -10,16 +10,9 @@ from contextlib import suppress
 
 import pytest
 from vnic.session import REPLIES_MAX
-from vnic_vfio_user.messages import (
-    FORMS,
-    Command,
-    HeaderFlags,
-    Raw,
-    Region,
-    RegionAccess,
-    RegionWrite,
-    encode_message,
-)
+from vnic_vfio_user.device_payloads import Region
+from vnic_vfio_user.messages import FORMS, Command, HeaderFlags, encode_message
+from vnic_vfio_user.payloads import Raw, RegionAccess, RegionWrite
 from vnic_vfio_user.testing import DisconnectedError, RefusedError
 
 COUNT, COPY = 0, 16

@@ -3,12 +3,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from vnic_vfio_user.messages import (
-    Command,
-    Irq,
-    IrqSet,
-    IrqSetFlags,
-)
+from vnic_vfio_user.device_payloads import Irq, IrqSet, IrqSetFlags
+from vnic_vfio_user.messages import Command
 from vnic_vfio_user.testing import (
     DISABLE,
     EVENTFD,

@@ -4,17 +4,15 @@ import errno
 import os
 
 import pytest
-from vnic_vfio_user.messages import (
-    Command,
-    DeviceInfo,
+from vnic_vfio_user.device_payloads import DeviceInfo
+from vnic_vfio_user.messages import Command, HeaderFlags, encode_message
+from vnic_vfio_user.payloads import (
     DmaFlags,
     DmaMap,
     DmaUnmap,
-    HeaderFlags,
     RegionAccess,
     RegionWrite,
     UnmapFlags,
-    encode_message,
 )
 from vnic_vfio_user.testing import (
     GPA,

@@ -5,30 +5,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from vnic.errors import PeerError
+from vnic_vfio_user.device_payloads import DeviceInfo, IrqInfo, IrqSet, IrqSetFlags, RegionInfo
 from vnic_vfio_user.messages import (
     FORMS,
-    MAX_DATA,
     MAX_FDS,
     UNSERVED,
     Command,
-    DeviceInfo,
-    DmaMap,
-    DmaUnmap,
     Header,
     HeaderFlags,
-    IrqInfo,
-    IrqSet,
-    IrqSetFlags,
-    Raw,
-    RegionAccess,
-    RegionInfo,
-    RegionWrite,
-    Version,
-    WriteMulti,
     check_header,
     command_name,
     decode_payload,
     encode_message,
+)
+from vnic_vfio_user.payloads import (
+    MAX_DATA,
+    DmaMap,
+    DmaUnmap,
+    Raw,
+    RegionAccess,
+    RegionWrite,
+    Version,
+    WriteMulti,
 )
 
 U64 = (1 << 64) - 1

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from vnic.pci import Area, Bar, Mappable
-from vnic_vfio_user.messages import Command, Empty, HeaderFlags, RegionWrite, WriteMulti
+from vnic_vfio_user.messages import Command, HeaderFlags
+from vnic_vfio_user.payloads import Empty, RegionWrite, WriteMulti
 
 COUNT, RAISE, COPY, COPIED = 0, 8, 16, 20
 

@@ -30,40 +30,44 @@ from vnic.pci import CONFIG_SIZE, Function
 from vnic.session import Reply
 
 from vnic_vfio_user import events
-from vnic_vfio_user.messages import (
-    FORMS,
-    MAJOR,
-    MAX_DATA,
-    MAX_FDS,
+from vnic_vfio_user.device_payloads import (
     N_REGIONS,
-    U64_END,
-    Command,
     DeviceFlags,
     DeviceInfo,
-    DmaFlags,
-    DmaMap,
-    DmaUnmap,
-    Header,
-    HeaderFlags,
     Irq,
     IrqFlags,
     IrqInfo,
     IrqSet,
     IrqSetFlags,
-    Payload,
-    Raw,
     Region,
-    RegionAccess,
     RegionFlags,
     RegionInfo,
-    RegionWrite,
-    UnmapFlags,
-    Version,
-    WriteMulti,
+)
+from vnic_vfio_user.messages import (
+    FORMS,
+    MAX_FDS,
+    Command,
+    Header,
+    HeaderFlags,
     check_header,
     command_name,
     decode_payload,
     encode_message,
+)
+from vnic_vfio_user.payloads import (
+    MAJOR,
+    MAX_DATA,
+    U64_END,
+    DmaFlags,
+    DmaMap,
+    DmaUnmap,
+    Payload,
+    Raw,
+    RegionAccess,
+    RegionWrite,
+    UnmapFlags,
+    Version,
+    WriteMulti,
 )
 
 log: Final = logging.getLogger("vnic.vfio_user")

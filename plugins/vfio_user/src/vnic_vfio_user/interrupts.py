@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vnic.notifiers import Call, Kick
 
-from vnic_vfio_user.messages import Irq
+from vnic_vfio_user.device_payloads import Irq
 
 if TYPE_CHECKING:
     from vnic.loop import Loop

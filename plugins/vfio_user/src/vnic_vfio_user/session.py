@@ -20,8 +20,8 @@ from vnic.session import SocketSession, close_all
 
 from vnic_vfio_user import events
 from vnic_vfio_user.connection import Connection
+from vnic_vfio_user.device_payloads import Region
 from vnic_vfio_user.interrupts import Interrupts
-from vnic_vfio_user.messages import Region
 
 if TYPE_CHECKING:
     import socket

@@ -20,28 +20,32 @@ from vnic.memory import Memory
 from vnic.pci import Command as PciCommand
 from vnic.pci import MsiX
 
-from vnic_vfio_user.messages import (
-    NO_FLAGS,
-    Command,
+from vnic_vfio_user.device_payloads import (
     DeviceInfo,
-    DmaFlags,
-    DmaMap,
-    DmaUnmap,
-    Empty,
-    Header,
-    HeaderFlags,
     Irq,
     IrqInfo,
     IrqSet,
     IrqSetFlags,
-    Payload,
     Region,
-    RegionAccess,
     RegionInfo,
-    RegionWrite,
-    Version,
+)
+from vnic_vfio_user.messages import (
+    NO_FLAGS,
+    Command,
+    Header,
+    HeaderFlags,
     command_name,
     encode_message,
+)
+from vnic_vfio_user.payloads import (
+    DmaFlags,
+    DmaMap,
+    DmaUnmap,
+    Empty,
+    Payload,
+    RegionAccess,
+    RegionWrite,
+    Version,
 )
 
 T = TypeVar("T")
