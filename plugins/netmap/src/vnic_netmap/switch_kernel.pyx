@@ -22,6 +22,7 @@ cdef enum:
     TO_ALL = 255
     NOWHERE = 254
     MIXED_ = -1
+    NONE = VNIC_BURST_MAX   # in place of a frame's index
 
 PORTS_MAX = PORTS_MAX_
 MIXED = MIXED_
@@ -45,13 +46,18 @@ cdef class Forwarding:
 
     cdef Entry *table
     cdef uint32_t age_s
-    cdef uint8_t to[VNIC_BURST_MAX]      # destination of each frame of the burst last routed
-    cdef uint16_t first[256]             # index of a destination's first frame
-    cdef uint8_t order[256]              # destinations, as they first appear
+    # Of the burst last routed:
+    cdef uint32_t n                         # frames
+    cdef uint8_t to[VNIC_BURST_MAX]         # destination of each
+    cdef uint16_t following[VNIC_BURST_MAX] # the next frame for the same one, or NONE
+    cdef uint16_t first[256]                # the first frame for each destination, or NONE
+    cdef uint8_t order[256]                 # destinations, as they first appear
     cdef uint32_t n_order
-    cdef uint32_t n                      # frames of that burst
 
     def __cinit__(self, uint32_t age_s=300):
+        cdef uint32_t i
+        for i in range(256):
+            self.first[i] = NONE
         self.age_s = age_s
         self.table = <Entry *>calloc(BUCKETS * WAYS, sizeof(Entry))
         if self.table == NULL:
@@ -100,15 +106,24 @@ cdef class Forwarding:
         """
         cdef vnic_burst *b = <vnic_burst *>PyCapsule_GetPointer(burst.capsule, VNIC_BURST_CAPSULE)
         cdef vnic_burst *l = <vnic_burst *>PyCapsule_GetPointer(lane.capsule, VNIC_BURST_CAPSULE)
-        cdef uint32_t i
+        cdef uint32_t i, own = self.first[port], to_all = self.first[TO_ALL] if all_too else NONE
+        if limit > b.n:
+            limit = b.n
         l.n = 0
         l.iov = b.iov
         l.n_iov = b.n_iov
-        for i in range(limit if limit < b.n else b.n):
-            if self.to[i] == port or (all_too and self.to[i] == TO_ALL):
-                l.frames[l.n] = b.frames[i]
-                l.frames[l.n].token = i
-                l.n += 1
+        while True:
+            if own < to_all:
+                i, own = own, self.following[own]
+            else:
+                i = to_all
+                if i < limit:
+                    to_all = self.following[i]
+            if i >= limit:
+                break
+            l.frames[l.n] = b.frames[i]
+            l.frames[l.n].token = i
+            l.n += 1
         return l.n
 
     def unicast(self, lane, uint32_t start):
@@ -163,9 +178,9 @@ cdef void route_frames(Forwarding f, vnic_burst *b, uint32_t port, uint32_t now_
     cdef vnic_frame *frame
     cdef iovec *iov
     cdef vnic_cursor at
-    cdef bint seen[256]
+    cdef uint16_t last[256]
     for i in range(256):
-        seen[i] = False
+        f.first[i] = NONE
     memset(addresses, 0, sizeof(addresses))  # a frame may be shorter than they are
     f.n_order = 0
     f.n = b.n
@@ -195,8 +210,11 @@ cdef void route_frames(Forwarding f, vnic_burst *b, uint32_t port, uint32_t now_
             if to == port:
                 to = NOWHERE
         f.to[i] = to
-        if not seen[to]:
-            seen[to] = True
+        f.following[i] = NONE
+        if f.first[to] == NONE:
             f.first[to] = i
             f.order[f.n_order] = to
             f.n_order += 1
+        else:
+            f.following[last[to]] = i
+        last[to] = i
