@@ -1,6 +1,7 @@
 /*
  * What a benchmark needs of the bare machine: how long a cache line takes from one core to another,
- * and frames copied by memcpy and nothing else.  Compiled when a benchmark starts (_native.py).
+ * frames copied by memcpy and nothing else, and frames through a descriptor by one system call each.
+ * Compiled when a benchmark starts (_native.py).
  */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -8,6 +9,7 @@
 #include <stdatomic.h>
 #include <stddef.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <time.h>
 
 enum { ROUND_TRIPS = 100 }; /* 6 to 50 µs: few are cut short by the scheduler */
@@ -100,4 +102,48 @@ copy_frames(const struct slots *src, const struct slots *dst, size_t len, size_t
 			skip = 0;
 		}
 	}
+}
+
+enum { HEADER_LEN = 12, PIECES_MAX = 64 }; /* a frame of 64 KiB in slots of 1 KiB */
+
+/* Writes n frames of len bytes, a header in front of each, from the slots in turn, from *at on. */
+size_t
+write_frames(int fd, const struct slots *src, void *header, size_t header_len, size_t len, size_t n,
+    size_t *at)
+{
+	for (size_t i = 0; i < n; i++) {
+		struct iovec iov[2] = {
+			{ header, header_len },
+			{ src->base + *at * src->stride + src->offset, len },
+		};
+
+		*at = *at + 1 == src->n ? 0 : *at + 1;
+		if (writev(fd, iov, 2) != (ssize_t)(header_len + len))
+			return i;
+	}
+	return n;
+}
+
+/* Reads n frames of len bytes and their headers, each into as many slots as it takes, in turn. */
+size_t
+read_frames(int fd, const struct slots *dst, size_t len, size_t n, size_t *at)
+{
+	char header[HEADER_LEN];
+	struct iovec iov[1 + PIECES_MAX] = { { header, HEADER_LEN } };
+
+	for (size_t i = 0; i < n; i++) {
+		size_t room = 0, skip = dst->offset;
+		int k = 1;
+
+		for (; room < len && k <= PIECES_MAX; k++) {
+			iov[k].iov_base = dst->base + *at * dst->stride + skip;
+			iov[k].iov_len = dst->len - skip;
+			room += iov[k].iov_len;
+			*at = *at + 1 == dst->n ? 0 : *at + 1;
+			skip = 0;
+		}
+		if (readv(fd, iov, k) != (ssize_t)(HEADER_LEN + len))
+			return i;
+	}
+	return n;
 }

@@ -1,4 +1,4 @@
-"""The bare machine, for benchmarks: the time of a cache line, and memcpy (see _native.c)."""
+"""The bare machine, for benchmarks: a cache line's time, memcpy, writev and readv (_native.c)."""
 
 from __future__ import annotations
 
@@ -88,3 +88,52 @@ class Copier:
     def copy(self, n: int) -> None:
         """Copy the next ``n`` frames; the GIL is released meanwhile."""
         self._copy(*self._arguments, n, self._at)
+
+
+class Writer:
+    """Writes frames from slots to a descriptor, a ``writev`` each, round and round."""
+
+    def __init__(self, fd: int, src: Slots, header: bytes, frame_len: int) -> None:
+        self._keep = src, (header_ := ctypes.create_string_buffer(header, len(header)))
+        self._at = ctypes.c_size_t()
+        write = library().write_frames
+        write.argtypes = [
+            ctypes.c_int,
+            *[ctypes.c_void_p] * 2,
+            *[ctypes.c_size_t] * 3,
+            ctypes.c_void_p,
+        ]
+        write.restype = ctypes.c_size_t
+        self._write = write
+        self._arguments = fd, ctypes.addressof(src.struct), header_, len(header), frame_len
+
+    def write(self, n: int) -> None:
+        """Write the next ``n`` frames; the GIL is released meanwhile.
+
+        Raises: RuntimeError, when fewer were taken.
+        """
+        written = self._write(*self._arguments, n, ctypes.byref(self._at))
+        if written != n:
+            raise RuntimeError(f"of {n} frames {written} were written")
+
+
+class Reader:
+    """Reads frames of one length from a descriptor to slots, a ``readv`` each, round and round."""
+
+    def __init__(self, fd: int, dst: Slots, frame_len: int) -> None:
+        self._keep = dst
+        self._at = ctypes.c_size_t()
+        read = library().read_frames
+        read.argtypes = [ctypes.c_int, ctypes.c_void_p, *[ctypes.c_size_t] * 2, ctypes.c_void_p]
+        read.restype = ctypes.c_size_t
+        self._read = read
+        self._arguments = fd, ctypes.addressof(dst.struct), frame_len
+
+    def read(self, n: int) -> None:
+        """Read the next ``n`` frames; the GIL is released meanwhile.
+
+        Raises: RuntimeError, when fewer were there, or of another length.
+        """
+        got = self._read(*self._arguments, n, ctypes.byref(self._at))
+        if got != n:
+            raise RuntimeError(f"of {n} frames {got} were read")
