@@ -224,7 +224,7 @@ def test_waiting_to_send_is_for_more_slots_than_are_free_now() -> None:
 )
 def test_what_can_never_be_sent_is_dropped_and_counted(
     frames: list[bytes], framing: dict[str, int], counter: str
-) -> None:
+) -> None:  # F4
     area = Area()
     rings = area.rings(**framing)
     assert rings.send(Burst.of([frame(20), *frames, frame(21)])) == 3

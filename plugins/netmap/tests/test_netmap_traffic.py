@@ -369,7 +369,7 @@ def test_a_guest_without_offloads_has_them_done(side: Open, run: Run) -> None:
 
 def test_an_interface_that_goes_takes_the_link_down_with_the_reason_and_no_spin(
     module: Any, side: Open, run: Run, loop: Loop
-) -> None:
+) -> None:  # F5
     module.add_nic("eth0")
     one = side("netmap:eth0")
     run()
@@ -389,7 +389,7 @@ def test_an_interface_that_goes_takes_the_link_down_with_the_reason_and_no_spin(
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENXIO, errno.ENOMEM])
 def test_a_sync_that_fails_in_a_burst_ends_the_port_after_it(
     module: Any, side: Open, run: Run, number: int
-) -> None:
+) -> None:  # F4, F7
     a, b = (side(name) for name in PIPE)
     module.fail(NIOCTXSYNC, number)
     assert a.link.send(Burst.of(from_guest(3))) == 3
@@ -414,7 +414,7 @@ def test_a_discard_that_fails_ends_the_port(module: Any, side: Open, run: Run) -
 
 def test_rings_that_another_program_wrote_to_end_the_port_and_not_the_process(
     module: Any, side: Open, run: Run, loop: Loop
-) -> None:
+) -> None:  # F7
     a, b = (side(name) for name in PORTS)
     module.scribble(a.fd)
     for _ in range(3):
@@ -428,7 +428,7 @@ def test_rings_that_another_program_wrote_to_end_the_port_and_not_the_process(
 
 def test_a_paused_guest_hears_nothing_and_the_ring_keeps_its_frames(
     side: Open, run: Run, loop: Loop
-) -> None:
+) -> None:  # F6
     a, b = side(PIPE[0]), side(PIPE[1], n_buffers=3)
     b.guest.holds = True
     a.guest.send(from_guest(50))

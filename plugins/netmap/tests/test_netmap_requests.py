@@ -1,0 +1,160 @@
+"""What the module is asked for, whatever a user writes."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from vnic.errors import BackendError, ConfigError
+from vnic.testing.bench import from_guest, to_guest
+from vnic_netmap import Vale
+from vnic_netmap.abi import (
+    NETMAP_API,
+    NIOCCTRL,
+    NetmapReq,
+    Nmreq,
+    NmreqHeader,
+    NmreqRegister,
+    NrFlag,
+    NrMode,
+)
+from vnic_netmap.testing import StandIn
+
+Open = Callable[..., Any]
+Run = Callable[[], None]
+
+OWN = NrFlag.ACCEPT_VNET_HDR | NrFlag.NO_TX_POLL
+"""What each port is registered with."""
+
+
+class Asked(list[tuple[NmreqHeader | None, ctypes.Structure]]):
+    """The requests that went to the module: headers, and bodies as they were."""
+
+    def __init__(self, module: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ioctl = module.ioctl
+        monkeypatch.setattr(module, "ioctl", self._note)
+
+    def _note(self, fd: int, request: int, argument: Any = None) -> None:
+        if request == NIOCCTRL:
+            kind = argument.nr_reqtype == NetmapReq.REGISTER and NmreqRegister
+            body = kind.from_address(argument.nr_body) if kind else argument
+            self.append((copy(argument), copy(body)))
+        elif isinstance(argument, Nmreq):
+            self.append((None, copy(argument)))
+        self._ioctl(fd, request, argument)
+
+    def registrations(self) -> list[NmreqRegister]:
+        return [body for _, body in self if isinstance(body, NmreqRegister)]
+
+
+def copy(struct: Any) -> Any:
+    return type(struct).from_buffer_copy(struct)
+
+
+@pytest.fixture
+def asked(module: StandIn, monkeypatch: pytest.MonkeyPatch) -> Asked:
+    return Asked(module, monkeypatch)
+
+
+def test_no_request_ever_has_options(module: StandIn, side: Open, asked: Asked) -> None:  # F1
+    # CVE-2022-23084, -23085: the module copies options in, and trusts lengths that it reads twice.
+    module.add_nic("eth0", rings=2)
+    for name in (
+        "eth0",
+        "eth0-1",
+        "eth0^",
+        "eth0*/x",
+        "eth0/ztr",
+        "eth0@1",
+        "vale0:1",
+        "p{1",
+        "no",
+    ):
+        for options in ({}, {"slots": 4096, "rings": 64}, {"header": 12}, {"header": 0}):
+            with suppress(ConfigError, BackendError):
+                side(f"netmap:{name}", **options).link.close()
+    side("vale0:web", Vale).link.close()
+    headers = [header for header, _ in asked if header is not None]
+    assert {header.nr_reqtype for header in headers} == {
+        NetmapReq.REGISTER,
+        NetmapReq.PORT_HDR_GET,
+        NetmapReq.PORT_HDR_SET,
+    }
+    for header in headers:
+        assert (header.nr_options, header.nr_reserved, header.nr_version) == (0, 0, NETMAP_API)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode", "ring", "mem_id", "flags"),
+    [
+        ("", NrMode.ALL_NIC, 0, 0, NrFlag(0)),
+        ("-1", NrMode.ONE_NIC, 1, 0, NrFlag(0)),
+        ("^", NrMode.SW, 0, 0, NrFlag(0)),
+        ("^1", NrMode.ONE_SW, 1, 0, NrFlag(0)),
+        ("*", NrMode.NIC_SW, 0, 0, NrFlag(0)),
+        ("@1", NrMode.ALL_NIC, 0, 1, NrFlag(0)),
+        ("/x", NrMode.ALL_NIC, 0, 0, NrFlag.EXCLUSIVE),
+        ("/R", NrMode.ALL_NIC, 0, 0, NrFlag.RX_RINGS_ONLY),
+        ("/T", NrMode.ALL_NIC, 0, 0, NrFlag.TX_RINGS_ONLY),
+        ("-1@1/xR", NrMode.ONE_NIC, 1, 1, NrFlag.EXCLUSIVE | NrFlag.RX_RINGS_ONLY),
+    ],
+)
+def test_each_suffix_of_a_name_is_in_the_request_and_not_in_its_name(
+    module: StandIn,
+    side: Open,
+    asked: Asked,
+    suffix: str,
+    mode: NrMode,
+    ring: int,
+    mem_id: int,
+    flags: NrFlag,
+) -> None:
+    module.add_nic("eth0", rings=2, host_rings=2)
+    side(f"netmap:eth0{suffix}")
+    header, _ = asked[0]
+    (request,) = asked.registrations()
+    assert header is not None
+    assert header.nr_name == b"eth0"
+    assert (request.nr_mode, request.nr_ringid, request.nr_mem_id) == (mode, ring, mem_id)
+    assert request.nr_flags == OWN | flags
+
+
+@pytest.mark.parametrize(
+    ("letters", "flags"),
+    [
+        ("t", NrFlag.MONITOR_TX),
+        ("r", NrFlag.MONITOR_RX),
+        ("zr", NrFlag.ZCOPY_MON | NrFlag.MONITOR_RX),
+    ],
+)
+def test_a_module_without_monitors_says_so(
+    module: StandIn, side: Open, asked: Asked, letters: str, flags: NrFlag
+) -> None:
+    module.add_nic("eth0")
+    with pytest.raises(BackendError, match="it was built without this kind of port"):
+        side(f"netmap:eth0/{letters}")
+    assert asked.registrations()[0].nr_flags == OWN | flags
+
+
+def test_a_monitor_hears_and_sends_nothing(
+    module: StandIn, side: Open, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nic, ioctl = module.add_nic("eth0"), module.ioctl
+
+    def as_if_there_were_monitors(fd: int, request: int, argument: Any = None) -> None:
+        if request == NIOCCTRL and argument.nr_reqtype == NetmapReq.REGISTER:
+            NmreqRegister.from_address(argument.nr_body).nr_flags &= ~int(NrFlag.MONITOR_RX)
+        ioctl(fd, request, argument)
+
+    monkeypatch.setattr(module, "ioctl", as_if_there_were_monitors)
+    one = side("netmap:eth0/r")
+    for frame in to_guest(3):
+        nic.from_wire(frame)
+    assert not one.guest.send(from_guest(3))
+    run()
+    assert one.guest.frames == to_guest(3)
+    assert one.dropped() == {"netmap_drop_no_tx": 3}
+    assert not nic.to_wire
