@@ -329,6 +329,15 @@ def test_a_port_that_is_refused_says_what_to_do(
     assert says in str(raised.value)
 
 
+def test_a_ninth_switch_is_refused_with_the_limits(side: Open) -> None:
+    for i in range(8):
+        side(f"netmap:vale{i}:1", slots=8)
+    with pytest.raises(
+        BackendError, match="8 switches at the most, each with 254 ports, and a port"
+    ):
+        side("netmap:vale8:1", slots=8)
+
+
 def test_a_nic_whose_frames_are_longer_than_buffers_is_refused_with_the_remedy(
     module: StandIn, side: Open
 ) -> None:

@@ -226,9 +226,11 @@ def _not_registered(shown: str, name: PortName, error: OSError) -> ConfigError |
         case errno.EBUSY:
             return BackendError(f"{what}: another program has it; end that, or choose another port")
         case errno.ENOMEM:
+            limits = "a host has 8 switches at the most, each with 254 ports, and "
             return BackendError(
-                f"{what}; a port takes about 40 MB at 1024 slots: give fewer (slots=256), end "
-                f"other ports, or let the module have more (if_num, ring_num, buf_num)"
+                f"{what}; {limits if name.is_vale else ''}a port takes about 40 MB at 1024 slots: "
+                f"give fewer (slots=256), end other ports, or let the module have more (if_num, "
+                f"ring_num, buf_num)"
             )
         case errno.EINVAL:
             return BackendError(
