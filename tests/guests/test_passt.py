@@ -15,6 +15,7 @@ from kit.passt import GUEST, NOBODY, ROUTER, Passt
 from kit.traffic import there_and_back, until
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Iterator
 
 pytestmark = [pytest.mark.guests, pytest.mark.root]
@@ -71,15 +72,22 @@ def on_passt(
         server = SERVERS[frontend]
         toml.write_text(NIC.format(frontend=frontend, passt=passt.path, server=server, socket=path))
         nic = VhostUserNic(path=path, mac=MAC) if server == "vhost-user" else VfioUserNic(path=path)
-        with VnicRun(netns, toml) as vnic, Guest([nic]) as guest:
+        with VnicRun(netns, toml, privileged=False) as vnic, Guest([nic]) as guest:
             said = guest.run(UDHCPC)
             yield OnPasst(netns, passt, vnic, guest, said)
 
 
-def test_passt_runs_as_nobody_and_gives_the_guest_an_address(on_passt: OnPasst) -> None:
-    status = Path(f"/proc/{on_passt.passt.process.pid}/status").read_text()
-    (uids,) = (line.split()[1:] for line in status.splitlines() if line.startswith("Uid:"))
-    assert uids == [str(NOBODY)] * 4
+def status(process: subprocess.Popen[str], key: str) -> list[str]:
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    (values,) = (line.split()[1:] for line in text.splitlines() if line.startswith(f"{key}:"))
+    return values
+
+
+def test_the_guest_has_an_address_by_dhcp_though_neither_vnic_nor_passt_may_do_anything(
+    on_passt: OnPasst,
+) -> None:
+    assert status(on_passt.passt.process, "Uid") == [str(NOBODY)] * 4
+    assert int(*status(on_passt.vnic.process, "CapEff"), 16) == 0
     assert f"address {GUEST} router {ROUTER}" in on_passt.said
 
 

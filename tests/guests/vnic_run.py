@@ -19,9 +19,11 @@ START_TIMEOUT_S = 20.0
 class VnicRun:
     """One ``vnic run``, in a network namespace; it is serving once this is made."""
 
-    def __init__(self, netns: Netns, toml: Path) -> None:
+    def __init__(self, netns: Netns, toml: Path, *, privileged: bool = True) -> None:
+        """Start it; unprivileged, it has none of root's capabilities."""
         self._netns = netns
         self._toml = toml
+        self._before = [] if privileged else ["setpriv", "--bounding-set=-all"]
         self.log_path = toml.with_suffix(".log")
         self._start()
 
@@ -30,7 +32,7 @@ class VnicRun:
         program = Path(sys.executable).with_name("vnic")
         with self.log_path.open("ab") as log:
             self.process = self._netns.popen(
-                [str(program), "run", str(self._toml), "--json", "-v"],
+                [*self._before, str(program), "run", str(self._toml), "--json", "-v"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

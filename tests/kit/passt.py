@@ -84,6 +84,7 @@ class Passt:
                 raise Missing("passt", why, "let users make namespaces, as Debian does")
             assert time.monotonic() < deadline_s, "passt does not listen"
             time.sleep(0.01)
+        self.path.chmod(0o777)  # one who is not nobody may have no right but this
 
     def kill(self) -> None:
         """End it as a crash would."""
