@@ -42,40 +42,42 @@ cdef void parse_plain(TxRing r, vnic_burst *b, const Desc *desc, uint32_t *at,
 
     `parse_any` reads the first that is not anew, and takes nothing from here.
     """
-    cdef uint32_t next = at[0], length
+    cdef uint32_t next = at[0], n = b.n, n_iov = b.n_iov, length
     cdef uint32_t shortest = FRAME_MIN if r.pad else VNIC_ETH_HLEN
-    cdef uint32_t left = between(&r.w, next, r.w.tail)
-    cdef uint32_t room = min(b.n_max, <uint32_t>VNIC_BURST_MAX) - b.n
+    cdef uint32_t end = n + min(between(&r.w, next, r.w.tail), b.n_iov_max - n_iov,
+                                min(b.n_max, <uint32_t>VNIC_BURST_MAX) - n)
+    cdef uint32_t size = r.w.size
     cdef uint64_t gpa
-    cdef void *hva
+    cdef iovec *iov = b.iov
     cdef vnic_frame *frame
-    left = min(left, room, b.n_iov_max - b.n_iov)
-    while left != 0:
+    cdef Parsed *parsed
+    while n != end:
         gpa = vnic_load64(&desc[next].addr_gpa)
         length = plain_length(vnic_load64(&desc[next].rest))
         if gpa == 0 or length < shortest or length > VNIC_FRAME_MAX:
             break
-        hva = vnic_translate(r.w.memory, gpa, length, VNIC_READ)
-        if hva == NULL:
+        iov[n_iov].iov_base = vnic_translate(r.w.memory, gpa, length, VNIC_READ)
+        if iov[n_iov].iov_base == NULL:
             break
-        vnic_prefetch(hva)
-        next = after(&r.w, next)
-        b.iov[b.n_iov].iov_base = hva
-        b.iov[b.n_iov].iov_len = length
-        frame = &b.frames[b.n]
-        frame.first = b.n_iov
+        vnic_prefetch(iov[n_iov].iov_base)
+        iov[n_iov].iov_len = length
+        next = next + 1 if next + 1 < size else 0
+        frame = &b.frames[n]
+        frame.first = n_iov
         frame.count = 1
         frame.len = length
         frame.flags = 0
         memset(frame.hdr, 0, sizeof(frame.hdr))
-        r.parsed[b.n].end = next
-        r.parsed[b.n].contexts = contexts
-        r.parsed[b.n].header_len = 0
-        r.parsed[b.n].failed = False
-        b.n += 1
-        b.n_iov += 1
-        left -= 1
+        parsed = &r.parsed[n]
+        parsed.end = next
+        parsed.contexts = contexts
+        parsed.header_len = 0
+        parsed.failed = False
+        n += 1
+        n_iov += 1
     at[0] = next
+    b.n = n
+    b.n_iov = n_iov
 
 
 cdef bint parse_any(TxRing r, vnic_burst *b, const Desc *desc, uint32_t *at,

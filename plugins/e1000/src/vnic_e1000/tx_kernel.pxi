@@ -167,11 +167,12 @@ cdef void count_sent(TxRing r, const vnic_burst *b, uint32_t n) noexcept nogil:
     cdef const Parsed *parsed
     cdef Tally t
     cdef uint32_t i, length, n_full
+    cdef uint64_t n_bytes = 0
     memset(&t, 0, sizeof(t))
     for i in range(n):
         parsed = &r.parsed[i]
         length = b.frames[i].len
-        r.n_bytes += length
+        n_bytes += length
         if parsed.header_len:
             # All segments but the last are full, and each has the headers.
             n_full = (length - parsed.header_len - 1) // parsed.mss
@@ -180,6 +181,7 @@ cdef void count_sent(TxRing r, const vnic_burst *b, uint32_t n) noexcept nogil:
             stats[TSCTFC if parsed.failed else TSCTC] += 1
         tally(&t, 1, length + FCS_LEN, parsed.kind)
     r.n_frames += n
+    r.n_bytes += n_bytes
     stats[GPTC] += t.n
     stats[TPT] += t.n
     stats[GOTC] += t.n_bytes
