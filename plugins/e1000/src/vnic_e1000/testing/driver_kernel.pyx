@@ -16,9 +16,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memset
 
-from vnic_abi cimport (
-    vnic_load64, vnic_prefetch, vnic_prefetch_write, vnic_store64, vnic_store_release64,
-)
+from vnic_abi cimport vnic_load64, vnic_prefetch, vnic_store64, vnic_store_release64
 
 from vnic.testing.driver import DriverError
 
@@ -185,31 +183,29 @@ cdef class TxQueue(Queue):
         cdef uint32_t i
         self._reclaim()
         for i in range(n):
-            if self.n_flying == self.n_slots:
-                return i
-            vnic_prefetch_write(&self.desc[self._after(self.tail, 4)])
-            if self._describe() == 0:
+            if self.n_flying == self.n_slots or self._describe() == 0:
                 return i
         return n
 
-    cdef uint32_t _describe(self) noexcept nogil:
+    cdef inline uint32_t _describe(self) noexcept nogil:
         """Write the next slot's descriptors; how many, or 0 where they don't fit."""
-        cdef Slot *s = &self.slots[self.slot]
-        cdef uint32_t left = s.length, run, need = (left + self.cut - 1) // self.cut
+        cdef const Slot *s = &self.slots[self.slot]
+        cdef uint32_t left = s.length, run, first = self.tail
+        cdef uint32_t need = 1 if left <= self.cut else (left + self.cut - 1) // self.cut
         cdef uint64_t gpa = self._gpa(self.slot)
-        cdef uint32_t first = self.tail
         if s.context[1]:
             need += 1
         if need > self.size - 1 - self.n_used:
             return 0
         if s.context[1]:
             self._write(s.context[0], s.context[1])
-        while left != 0:
-            run = left if left < self.cut else self.cut
+        while left > self.cut:
+            run = self.cut
+            self._write(gpa, s.rest | run)
             left -= run
-            # EOP and RS, with which the device says that it has sent it.
-            self._write(gpa, s.rest | run | (<uint64_t>0x09 << 24 if left == 0 else 0))
             gpa += run
+        # EOP and RS, with which the device says that it has sent it.
+        self._write(gpa, s.rest | left | <uint64_t>0x09 << 24)
         self.span[first] = need
         self.n_used += need
         self.n_flying += 1
@@ -224,15 +220,20 @@ cdef class TxQueue(Queue):
         self.tail = self._after(self.tail, 1)
 
     cdef uint32_t _reclaim(self) noexcept nogil:
-        cdef uint32_t done = 0, last
-        while self.n_flying != 0:
-            last = self._after(self.clean, self.span[self.clean] - 1)
+        cdef uint32_t flying = self.n_flying, clean = self.clean, n_used = self.n_used
+        cdef uint32_t span, last, done
+        while flying != 0:
+            span = self.span[clean]
+            last = self._after(clean, span - 1)
             if not vnic_load64(&self.desc[last].rest) >> 32 & TXD_DD:
                 break
-            self.n_used -= self.span[self.clean]
-            self.clean = self._after(last, 1)
-            self.n_flying -= 1
-            done += 1
+            clean = self._after(last, 1)
+            n_used -= span
+            flying -= 1
+        done = self.n_flying - flying
+        self.n_flying = flying
+        self.clean = clean
+        self.n_used = n_used
         return done
 
 
@@ -339,22 +340,24 @@ cdef class RxQueue(Queue):
         return frame, PyBytes_FromStringAndSize(<char *>header, 12)
 
     cdef uint32_t _recv_bulk(self, uint32_t n) noexcept nogil:
-        cdef uint32_t done = 0, status, length, walked = 0
-        cdef uint64_t rest
-        while done < n and walked < self.size - 1:
-            rest = vnic_load64(&self.desc[self.next].rest)
-            status = <uint32_t>(rest >> 32) & 0xFF
+        cdef uint32_t next = self.next, done = 0, walked, status
+        cdef uint64_t rest, n_bytes = 0, touched = self.touched
+        for walked in range(self.size - 1):
+            if done == n:
+                break
+            rest = vnic_load64(&self.desc[next].rest)
+            status = <uint32_t>(rest >> 32)
             if not status & RXD_DD:
                 break
-            vnic_prefetch(self._buffer(self._after(self.next, AHEAD if AHEAD < self.size else 0)))
-            self.touched ^= vnic_load64(<uint64_t *>self._buffer(self.next))
-            self.n_bytes += rest & 0xFFFF
+            vnic_prefetch(self._buffer(self._after(next, AHEAD if AHEAD < self.size else 0)))
+            touched ^= vnic_load64(<uint64_t *>self._buffer(next))
+            n_bytes += rest & 0xFFFF
             if status & RXD_EOP:
                 done += 1
-                if not self.strips:
-                    self.n_bytes -= FCS_LEN
-            vnic_store64(&self.desc[self.next].rest, 0)
-            self.next = self._after(self.next, 1)
-            walked += 1
+            vnic_store64(&self.desc[next].rest, 0)
+            next = self._after(next, 1)
+        self.next = next
+        self.touched = touched
         self.n_frames += done
+        self.n_bytes += n_bytes - (0 if self.strips else done * FCS_LEN)
         return done
