@@ -267,7 +267,7 @@ def test_a_sender_may_leave_while_its_frames_are_delivered(lan: Lan) -> None:
     assert (b.heard(a), c.heard(a)) == ([0], [1])
 
 
-def test_a_guest_that_fails_takes_its_own_link_down_and_not_the_senders(lan: Lan) -> None:
+def test_a_guest_that_fails_takes_its_own_link_down_and_not_the_senders(lan: Lan) -> None:  # F7
     a, b, c = lan.acquainted("abc")
 
     def fail() -> None:
