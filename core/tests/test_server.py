@@ -20,6 +20,7 @@ from vnic.loop import Loop
 from vnic.server import SocketServer
 from vnic.session import REPLIES_MAX, SocketSession, Steps, close_all
 from vnic.sockets import SocketOptions
+from vnic.testing.vmm import SocketVmm
 
 GPA, SIZE = 0x1000, 1 << 16
 
@@ -108,25 +109,22 @@ class Bench:
             name="nic0", done=self.done, reset=lambda kind: self.done.append(f"reset {kind.value}")
         )
         self.server = Third(SocketOptions(path=self.path), self.loop)
-        self.vmms: list[socket.socket] = []
+        self.vmms: list[SocketVmm] = []
 
-    def connect(self) -> socket.socket:
-        vmm = socket.socket(socket.AF_UNIX)
-        self.vmms.append(vmm)
-        vmm.setblocking(False)
-        vmm.connect(self.path)
+    def connect(self) -> SocketVmm:
+        self.vmms.append(SocketVmm.connect(self.path, self.loop.dispatch))
         self.turn()
-        return vmm
+        return self.vmms[-1]
 
     def turn(self, n: int = 3) -> None:
         for _ in range(n):
             self.loop.dispatch()
 
-    def tell(self, vmm: socket.socket, data: bytes, *fds: int) -> bytes:
+    def tell(self, vmm: SocketVmm, data: bytes, *fds: int) -> bytes:
         """Send something, and return what is answered; nothing if the session ended."""
-        socket.send_fds(vmm, [data], fds)
+        vmm.send_bytes(data, fds)
         self.turn()
-        return vmm.recv(LONG)
+        return vmm.socket.recv(LONG)
 
     def ended(self, level: int = logging.ERROR) -> str:
         """Return why the last session ended."""
@@ -175,7 +173,7 @@ def test_what_came_together_is_answered_in_order(bench: Bench) -> None:
 def test_what_came_before_a_message_that_ends_the_session_is_answered(bench: Bench) -> None:
     vmm = bench.connect()
     assert bench.tell(vmm, b"agc") == b"A"
-    assert vmm.recv(1) == b""
+    assert vmm.is_refused()
     assert bench.ended() == "g: not like this"
     assert bench.works()
 
@@ -232,13 +230,10 @@ def test_descriptors_are_sent_with_the_reply_they_belong_to(
     bench: Bench, guest_memory: int
 ) -> None:
     vmm = bench.connect()
-    socket.send_fds(vmm, [b"ab"], [guest_memory])
-    bench.turn()
-    assert vmm.recv(1) == b"A"
-    data, fds, _, _ = socket.recv_fds(vmm, 100, 4)
-    same = [os.path.sameopenfile(fd, guest_memory) for fd in fds]
-    close_all(fds)
-    assert (data, same) == (b"B", [True])
+    vmm.send_bytes(b"ab", [guest_memory])
+    assert (vmm.receive_bytes(1), vmm.fds) == (b"A", [])
+    assert vmm.receive_bytes(1) == b"B"
+    assert [os.path.sameopenfile(fd, guest_memory) for fd in vmm.fds] == [True]
 
 
 def test_descriptors_that_are_lost_on_the_way_end_the_session(
@@ -265,12 +260,12 @@ def test_a_vmm_that_reads_late_gets_every_answer(bench: Bench) -> None:
     vmm = bench.connect()
     bench.server._session._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
     for _ in range(REPLIES_MAX // 2):
-        vmm.send(b"a")
+        vmm.send_bytes(b"a")
         bench.turn(1)
     got = b""
     for _ in range(REPLIES_MAX):
         try:
-            got += vmm.recv(4096)
+            got += vmm.socket.recv(4096)
         except BlockingIOError:
             bench.turn(1)
     assert got == b"A" * (REPLIES_MAX // 2)
@@ -282,7 +277,7 @@ def test_an_answer_that_is_too_long_for_the_socket_comes_in_pieces(bench: Bench)
     assert 0 < len(got) < LONG
     for _ in range(1000):
         try:
-            got += vmm.recv(LONG)
+            got += vmm.socket.recv(LONG)
         except BlockingIOError:
             if len(got) >= LONG:
                 break
@@ -295,7 +290,7 @@ def test_a_vmm_that_never_reads_is_dropped(bench: Bench) -> None:
     for _ in range(10):
         if bench.server._session is None:
             break
-        vmm.send(b"a" * (REPLIES_MAX // 2))
+        vmm.send_bytes(b"a" * (REPLIES_MAX // 2))
         bench.turn(1)
     assert bench.server._session is None
     assert bench.ended().endswith("replies unread")
@@ -315,7 +310,7 @@ def test_guest_memory_that_is_cut_short_ends_the_session(bench: Bench, guest_mem
 
 def test_a_second_vmm_is_refused_until_the_first_is_gone(bench: Bench) -> None:
     first, second = bench.connect(), bench.connect()
-    assert second.recv(1) == b""
+    assert second.is_refused()
     assert bench.tell(first, b"a") == b"A"
     first.close()
     third = bench.connect()
@@ -328,7 +323,7 @@ def test_interrupts_go_to_the_vmm_that_is_there(bench: Bench) -> None:
     vmm = bench.connect()
     bench.server.interrupt(65)
     bench.server.set_irq(True)  # it has no pin
-    assert vmm.recv(10) == b"A"
+    assert vmm.receive_bytes(1) == b"A"
 
 
 def test_a_client_learns_from_served_how_soon_to_try_again(bench: Bench, tmp_path: Path) -> None:
@@ -343,7 +338,7 @@ def test_a_client_learns_from_served_how_soon_to_try_again(bench: Bench, tmp_pat
         assert client.vmm_socket is not None
         for data in (b"a", b"a", b"s"):
             bench.loop.dispatch(0.01)
-            with listener.accept()[0] as vmm:
+            with SocketVmm(listener.accept()[0], bench.loop.dispatch) as vmm:
                 bench.tell(vmm, data)
             bench.turn()
             delays.append(client.vmm_socket.delay_s)
@@ -355,7 +350,7 @@ def test_to_close_is_to_end_the_session_and_to_remove_the_socket(bench: Bench) -
     vmm = bench.connect()
     for _ in range(2):
         bench.server.close()
-    assert vmm.recv(1) == b""
+    assert vmm.is_refused()
     assert bench.ended(logging.INFO) == "the NIC is closed"
     assert bench.done == ["reset session", "let go"]
     assert not Path(bench.path).exists()
