@@ -10,10 +10,11 @@ from contextlib import suppress
 
 import pytest
 from vnic.session import REPLIES_MAX
+from vnic.testing.vmm import DisconnectedError
 from vnic_vfio_user.device_payloads import Region
 from vnic_vfio_user.messages import FORMS, Command, HeaderFlags, encode_message
 from vnic_vfio_user.payloads import Raw, RegionAccess, RegionWrite
-from vnic_vfio_user.testing import DisconnectedError, RefusedError
+from vnic_vfio_user.testing import RefusedError
 
 COUNT, COPY = 0, 16
 

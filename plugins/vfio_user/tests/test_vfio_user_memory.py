@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+from vnic.testing.vmm import GPA
 from vnic_vfio_user.device_payloads import DeviceInfo
 from vnic_vfio_user.messages import Command, HeaderFlags, encode_message
 from vnic_vfio_user.payloads import (
@@ -14,10 +15,7 @@ from vnic_vfio_user.payloads import (
     RegionWrite,
     UnmapFlags,
 )
-from vnic_vfio_user.testing import (
-    GPA,
-    RefusedError,
-)
+from vnic_vfio_user.testing import RefusedError
 
 COUNT, INTERRUPT, RAISE, SIGNAL, COPY, COPIED, WORK = 0, 4, 8, 12, 16, 20, 24
 

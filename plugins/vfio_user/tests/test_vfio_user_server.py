@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 from vnic.errors import ConfigError
+from vnic.testing.vmm import DisconnectedError
 from vnic_vfio_user.messages import Command
 from vnic_vfio_user.payloads import RegionAccess
-from vnic_vfio_user.testing import DisconnectedError
 
 COUNT = 0
 

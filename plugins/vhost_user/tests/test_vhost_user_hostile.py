@@ -11,9 +11,10 @@ import attrs
 import pytest
 from vnic.errors import PeerError
 from vnic.session import REPLIES_MAX
+from vnic.testing.vmm import DisconnectedError
 from vnic_vhost_user.messages import FORMS, NO_FLAGS, Header, HeaderFlags, Request, encode_message
 from vnic_vhost_user.payloads import U64, VringDescriptor, VringState
-from vnic_vhost_user.testing import DisconnectedError, Vmm, ring_address
+from vnic_vhost_user.testing import Vmm, ring_address
 
 
 @pytest.mark.parametrize("request_", FORMS, ids=lambda r: Request(r).name)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 
 import pytest
+from vnic.testing.vmm import GPA
 from vnic_vhost_user.messages import ProtocolFeatures, Request
 from vnic_vhost_user.payloads import MemoryRegion, MemoryTable, SingleRegion
-from vnic_vhost_user.testing import GPA, USER
+from vnic_vhost_user.testing import USER
 
 
 @pytest.mark.parametrize("slots", [True, False])

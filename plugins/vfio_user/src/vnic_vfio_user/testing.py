@@ -9,16 +9,14 @@ vmm.pin()                                # how often the pin rose since the last
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Final, Self, TypeVar
+from typing import Final
 
-from vnic.memory import Memory
 from vnic.pci import Command as PciCommand
 from vnic.pci import MsiX
+from vnic.testing.vmm import FDS_MAX, GPA, SocketVmm, signals
 
 from vnic_vfio_user.device_payloads import (
     DeviceInfo,
@@ -48,11 +46,6 @@ from vnic_vfio_user.payloads import (
     Version,
 )
 
-T = TypeVar("T")
-
-GPA: Final = 0x4000_0000
-"""Where guest memory begins."""
-
 CAPABILITIES: Final = {
     "max_msg_fds": 8,
     "max_data_xfer_size": 1048576,
@@ -62,20 +55,10 @@ CAPABILITIES: Final = {
 }
 """What QEMU offers."""
 
-FDS_MAX: Final = 8
-"""Descriptors that QEMU sends with one message."""
-
-PUMPS_MAX: Final = 100
-"""How often the server's loop gets a turn before a reply counts as missing."""
-
 EVENTFD: Final = IrqSetFlags.DATA_EVENTFD | IrqSetFlags.ACTION_TRIGGER
 DISABLE: Final = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_TRIGGER
 UNMASK: Final = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_UNMASK
 MASK: Final = IrqSetFlags.DATA_NONE | IrqSetFlags.ACTION_MASK
-
-
-class DisconnectedError(ConnectionError):
-    """The server has closed the connection."""
 
 
 class RefusedError(Exception):
@@ -86,12 +69,8 @@ class RefusedError(Exception):
         self.errno = error
 
 
-class Vmm:
-    """A VMM with one block of guest memory, which does what it is told, right or wrong.
-
-    ``pump`` gives the server a turn where it lives in this thread (``loop.dispatch``); without it
-    reads wait for a server elsewhere, for at most ``timeout_s``.
-    """
+class Vmm(SocketVmm):
+    """A VMM that speaks vfio-user, right or wrong; `SocketVmm` says what ``pump`` is."""
 
     def __init__(
         self,
@@ -100,52 +79,16 @@ class Vmm:
         *,
         timeout_s: float = 10.0,
     ) -> None:
-        self.socket = sock
-        self.pump = pump
-        self.memory = Memory()
-        """As the guest sees it; what the server maps is the same."""
-        self.memory_fd = -1
-        self.fds: list[int] = []
-        """What came with the last message."""
+        super().__init__(sock, pump, timeout_s=timeout_s)
         self._eventfds: dict[tuple[int, int], int] = {}
-        self._next_gpa = GPA + 0x1000
         self._number = 0
-        sock.settimeout(0.0 if pump else timeout_s)
-
-    @classmethod
-    def connect(
-        cls,
-        path: str | os.PathLike[str],
-        pump: Callable[[], object] | None = None,
-        *,
-        timeout_s: float = 10.0,
-    ) -> Self:
-        """Connect to a server that listens."""
-        vmm = cls(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), pump, timeout_s=timeout_s)
-        try:
-            vmm._patiently(lambda: vmm.socket.connect(os.fspath(path)))
-        except OSError:
-            vmm.close()
-            raise
-        return vmm
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Disconnect, without a word, as a VMM that dies.  Twice is allowed."""
-        self.socket.close()
-        for fd in (*self._eventfds.values(), *self.fds):
+        super().close()
+        for fd in self._eventfds.values():
             os.close(fd)
         self._eventfds.clear()
-        self.fds.clear()
-        if self.memory_fd >= 0:
-            self.memory.clear()
-            os.close(self.memory_fd)
-            self.memory_fd = -1
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -161,23 +104,14 @@ class Vmm:
         self.send_bytes(encode_message(self._number, command, payload, flags), fds)
         return self._number
 
-    def send_bytes(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send bytes; the descriptors go with the first of them."""
-        try:
-            sent = socket.send_fds(self.socket, [data], fds) if fds else self.socket.send(data)
-            assert sent == len(data), "the socket's buffer is full"
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise DisconnectedError("the server has closed the connection") from error
-
     def receive(self) -> tuple[Header, bytes]:
         """Return the next message from the server; its descriptors are in `fds`.
 
         Raises: DisconnectedError, TimeoutError.
         """
-        while self.fds:
-            os.close(self.fds.pop())
-        header = Header.decode(self._read(Header.SIZE))
-        return header, self._read(header.size - Header.SIZE)
+        self.close_fds()
+        header = Header.decode(self.receive_bytes(Header.SIZE))
+        return header, self.receive_bytes(header.size - Header.SIZE)
 
     def ask(self, command: int, payload: Payload | None = None, fds: Sequence[int] = ()) -> bytes:
         """Send a command and return its reply's payload.
@@ -192,40 +126,6 @@ class Vmm:
             raise RefusedError(command, header.error)
         assert header.flags == HeaderFlags.REPLY
         return content
-
-    def is_refused(self) -> bool:
-        """Whether the server closes the connection now, and says nothing more."""
-        try:
-            self._read(1)
-        except DisconnectedError:
-            return True
-        except TimeoutError:
-            return False
-        raise AssertionError("the server answers")
-
-    def _read(self, n: int) -> bytes:
-        data = b""
-        while len(data) < n:
-            receive = partial(socket.recv_fds, self.socket, n - len(data), 8)
-            try:
-                piece, fds, _, _ = self._patiently(receive)
-            except ConnectionResetError:
-                piece, fds = b"", []
-            self.fds += fds
-            if not piece:
-                raise DisconnectedError("the server has closed the connection")
-            data += piece
-        return data
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Give the server turns until the call doesn't have to wait for it."""
-        for _ in range(PUMPS_MAX):
-            try:
-                return call()
-            except BlockingIOError:
-                assert self.pump is not None
-                self.pump()
-        raise TimeoutError("the server does not answer")
 
     # ---- the usual steps -------------------------------------------------------------------------
 
@@ -251,13 +151,9 @@ class Vmm:
         self.write_config(4, command.to_bytes(2, "little"))
 
     def share_memory(self, size: int = 64 << 20, *, sealed: bool = True) -> None:
-        """Make guest memory of a memfd and map it at `GPA`.  Sealed: nobody can cut it short."""
-        self.memory_fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.memory_fd, size)
-        if sealed:
-            fcntl.fcntl(self.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        self.memory.add(GPA, size, fd=self.memory_fd)
-        self.memory.view(GPA, 1)[0] = 1  # a guest that runs has left something
+        """Make guest memory and map it at `GPA`.  Sealed: nobody can cut it short."""
+        self.make_memory(size, sealed=sealed)
+        self.memory.view(self.alloc(4096), 1)[0] = 1  # a guest that runs has left something
         self.map(GPA, size, self.memory_fd)
 
     def map(
@@ -283,13 +179,6 @@ class Vmm:
         """
         payload = DmaUnmap(flags=flags, address=address, size=size)
         assert DmaUnmap.decode(self.ask(Command.DMA_UNMAP, payload)) == payload
-
-    def alloc(self, n: int, align: int = 16) -> int:
-        """Return the gpa of ``n`` bytes that nobody uses, zero until written."""
-        gpa = -(-self._next_gpa // align) * align
-        self.memory.view(gpa, n)  # or it raises: they don't fit any more
-        self._next_gpa = gpa + n
-        return gpa
 
     def region_info(self, index: int, argsz: int = 4096) -> RegionInfo:
         """Return what is said of a region."""
@@ -381,10 +270,7 @@ class Vmm:
 
     def interrupts(self, index: int, vector: int = 0) -> int:
         """Return how many interrupts came since the last time."""
-        try:
-            return os.eventfd_read(self._eventfds[index, vector])
-        except BlockingIOError:
-            return 0
+        return signals(self._eventfds[index, vector])
 
     def pin(self) -> int:
         """Return how often the pin rose since the last time; it stays masked until `unmask`."""

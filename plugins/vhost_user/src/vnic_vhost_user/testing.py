@@ -10,16 +10,14 @@ vmm.kick(0)
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Final, Self, TypeVar
+from typing import Final
 
 import attrs
 from vnic.hookspecs import QueueAddresses
-from vnic.memory import Memory
+from vnic.testing.vmm import GPA, SocketVmm, signals
 
 from vnic_vhost_user.messages import (
     F_PROTOCOL_FEATURES,
@@ -43,20 +41,8 @@ from vnic_vhost_user.payloads import (
     VringState,
 )
 
-T = TypeVar("T")
-
-GPA: Final = 0x4000_0000
-"""Where guest memory begins, guest-physical."""
-
 USER: Final = 0x7F12_0000_0000
 """Where a VMM would have it: far from the guest's addresses, so that mixing them up shows."""
-
-PUMPS_MAX: Final = 100
-"""How often the server's loop gets a turn before a reply counts as missing."""
-
-
-class DisconnectedError(ConnectionError):
-    """The server has closed the connection."""
 
 
 @attrs.define
@@ -75,12 +61,8 @@ class Queue:
             os.close(fd)
 
 
-class Vmm:
-    """A VMM with one block of guest memory, which does what it is told, right or wrong.
-
-    ``pump`` gives the server a turn where it lives in this thread (``loop.dispatch``); without it
-    reads wait for a server elsewhere, for at most ``timeout_s``.
-    """
+class Vmm(SocketVmm):
+    """A VMM that speaks vhost-user, right or wrong; `SocketVmm` says what ``pump`` is."""
 
     def __init__(
         self,
@@ -89,49 +71,16 @@ class Vmm:
         *,
         timeout_s: float = 10.0,
     ) -> None:
-        self.socket = sock
-        self.pump = pump
+        super().__init__(sock, pump, timeout_s=timeout_s)
         self.protocol_features = NO_FEATURES
         self.queues: dict[int, Queue] = {}
-        self.memory = Memory()
-        """As the guest sees it; what the server maps is the same."""
-        self.memory_fd = -1
-        self._next_gpa = GPA
-        sock.settimeout(0.0 if pump else timeout_s)
-
-    @classmethod
-    def connect(
-        cls,
-        path: str | os.PathLike[str],
-        pump: Callable[[], object] | None = None,
-        *,
-        timeout_s: float = 10.0,
-    ) -> Self:
-        """Connect to a server that listens."""
-        vmm = cls(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), pump, timeout_s=timeout_s)
-        try:
-            vmm._patiently(lambda: vmm.socket.connect(os.fspath(path)))
-        except OSError:
-            vmm.close()
-            raise
-        return vmm
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Disconnect, without a word, as a VMM that dies.  Twice is allowed."""
-        self.socket.close()
+        super().close()
         for queue in self.queues.values():
             queue.close()
         self.queues.clear()
-        if self.memory_fd >= 0:
-            self.memory.clear()
-            os.close(self.memory_fd)
-            self.memory_fd = -1
 
     # ---- messages --------------------------------------------------------------------------------
 
@@ -147,21 +96,13 @@ class Vmm:
         header = Header(request=request, flags=flags, size=len(content))
         self.send_bytes(header.encode() + content, fds)
 
-    def send_bytes(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send bytes; the descriptors go with the first of them."""
-        try:
-            sent = socket.send_fds(self.socket, [data], fds) if fds else self.socket.send(data)
-            assert sent == len(data), "the socket's buffer is full"
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise DisconnectedError("the server has closed the connection") from error
-
     def receive(self) -> tuple[Header, bytes]:
         """Return the next message from the server.
 
         Raises: DisconnectedError, TimeoutError.
         """
-        header = Header.decode(self._read(Header.LAYOUT.size))
-        return header, self._read(header.size)
+        header = Header.decode(self.receive_bytes(Header.LAYOUT.size))
+        return header, self.receive_bytes(header.size)
 
     def ask(self, request: int, payload: Payload | bytes = b"") -> bytes:
         """Send a request that has a reply; return the reply's payload."""
@@ -189,39 +130,6 @@ class Vmm:
         assert header.request == request, f"{request_name(header.request)} answers"
         return U64.decode(content).value
 
-    def _read(self, n: int) -> bytes:
-        data = b""
-        while len(data) < n:
-            receive = partial(self.socket.recv, n - len(data))
-            try:
-                piece = self._patiently(receive)
-            except ConnectionResetError:
-                piece = b""
-            if not piece:
-                raise DisconnectedError("the server has closed the connection")
-            data += piece
-        return data
-
-    def _patiently(self, call: Callable[[], T]) -> T:
-        """Give the server turns until the call doesn't have to wait for it."""
-        for _ in range(PUMPS_MAX):
-            try:
-                return call()
-            except BlockingIOError:
-                assert self.pump is not None
-                self.pump()
-        raise TimeoutError("the server does not answer")
-
-    def is_refused(self) -> bool:
-        """Whether the server closes the connection now, and says nothing more."""
-        try:
-            self._read(1)
-        except DisconnectedError:
-            return True
-        except TimeoutError:
-            return False
-        raise AssertionError("the server answers")
-
     # ---- the usual steps -------------------------------------------------------------------------
 
     def negotiate(
@@ -239,26 +147,14 @@ class Vmm:
         return chosen & ~F_PROTOCOL_FEATURES
 
     def share_memory(self, size: int = 64 << 20, *, sealed: bool = True) -> MemoryRegion:
-        """Make guest memory of a memfd and share it.  Sealed: nobody can cut it short."""
-        if self.memory_fd < 0:
-            self.memory_fd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(self.memory_fd, size)
-            if sealed:
-                fcntl.fcntl(self.memory_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-            self.memory.add(GPA, size, fd=self.memory_fd)
+        """Make guest memory, once, and share it.  Sealed: nobody can cut it short."""
+        self.make_memory(size, sealed=sealed)
         region = MemoryRegion(guest_addr=GPA, size=size, user_addr=USER)
         if ProtocolFeatures.CONFIGURE_MEM_SLOTS in self.protocol_features:
             self.tell(Request.ADD_MEM_REG, SingleRegion(region=region), [self.memory_fd])
         else:
             self.tell(Request.SET_MEM_TABLE, MemoryTable(regions=(region,)), [self.memory_fd])
         return region
-
-    def alloc(self, n: int, align: int = 16) -> int:
-        """Return the gpa of ``n`` bytes that nobody uses, zero until written."""
-        gpa = -(-self._next_gpa // align) * align
-        self.memory.view(gpa, n)  # or it raises: they don't fit any more
-        self._next_gpa = gpa + n
-        return gpa
 
     def start_queue(
         self,
@@ -311,11 +207,11 @@ class Vmm:
 
     def interrupts(self, index: int) -> int:
         """Return how many interrupts came since the last time."""
-        return _taken(self.queues[index].call_fd)
+        return signals(self.queues[index].call_fd)
 
     def errors(self, index: int) -> int:
         """Return how often the device was said to be broken since the last time."""
-        return _taken(self.queues[index].err_fd)
+        return signals(self.queues[index].err_fd)
 
 
 def ring_address(index: int, addresses: QueueAddresses) -> VringAddress:
@@ -326,10 +222,3 @@ def ring_address(index: int, addresses: QueueAddresses) -> VringAddress:
         used_user_addr=addresses.used_gpa - GPA + USER,
         avail_user_addr=addresses.avail_gpa - GPA + USER,
     )
-
-
-def _taken(fd: int) -> int:
-    try:
-        return os.eventfd_read(fd)
-    except BlockingIOError:
-        return 0
