@@ -50,9 +50,9 @@ class Interrupts:
 
     def raise_cause(self, cause: int) -> None:
         """Add causes; those that a driver leaves standing, as one that polls does, are no news."""
-        new = int(cause) & CAUSES & ~self.cause
+        new = cause & CAUSES & ~self.cause
         if new:
-            self.cause |= new
+            self.cause |= int(new)
             self._update()
 
     def take_cause(self) -> int:

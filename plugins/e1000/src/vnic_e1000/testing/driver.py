@@ -50,7 +50,8 @@ RAL: Final = 0x5400
 _BAH: Final = 4
 _LEN: Final = 8
 _HEAD: Final = 0x10
-_TAIL: Final = 0x18
+RDT: Final = RDBAL + 0x18
+TDT: Final = TDBAL + 0x18
 
 _CTRL_RUN: Final = 1 << 0 | 1 << 6
 _CTRL_RST: Final = 1 << 26
@@ -193,8 +194,8 @@ class Driver:
             self.write(base + _BAH, queue.ring_gpa >> 32)
             self.write(base + _LEN, queue.size * 16)
             self.write(base + _HEAD, 0)
-        self.write(TDBAL + _TAIL, 0)
-        self.write(RDBAL + _TAIL, self.rx.tail)
+        self.write(TDT, 0)
+        self.write(RDT, self.rx.tail)
         if self.mtu > 1500:
             rctl |= _RCTL_LPE
         self.write(TCTL, _TCTL_RUN)
@@ -231,7 +232,7 @@ class Driver:
                 break
             sent += 1
         if sent:
-            self.write(TDBAL + _TAIL, self.tx.tail)
+            self.write(TDT, self.tx.tail)
         if sent < len(frames):
             self._listen()
         return sent
@@ -262,7 +263,7 @@ class Driver:
         """Send the next ``n`` prepared frames from where they lie; return how many fitted."""
         sent = self.tx.post_bulk(n)
         if sent:
-            self.write(TDBAL + _TAIL, self.tx.tail)
+            self.pci.write_bar(0, TDT, 4, self.tx.tail)
         if sent < n:
             self._listen()
         return sent
@@ -275,7 +276,7 @@ class Driver:
 
     def _posted(self, n: int, limit: int) -> None:
         if n:
-            self.write(RDBAL + _TAIL, self.rx.tail)
+            self.pci.write_bar(0, RDT, 4, self.rx.tail)
         if n < limit:
             self._listen()
 
