@@ -1,7 +1,10 @@
-"""What the tests and benchmarks need from the world outside: guests, namespaces, DPDK.
+"""What tests and benchmarks share: the world outside, and what plays a part of vnic's own.
 
-The kit knows nothing of vnic.  It fetches real programs (``debian``), builds a small Linux guest
-from them (``image``), boots it in QEMU (``guest``), makes networks that touch nothing else
-(``netns``) and drives DPDK's testpmd (``testpmd``). What a machine cannot give is one error,
+Of the world outside: real programs are fetched (``debian``), a small Linux guest is built from
+them (``image``) and booted in QEMU (``guest``), networks touch nothing else (``netns``), and DPDK's
+testpmd is driven (``testpmd``).  What a machine cannot give is one error,
 :class:`kit.missing.Missing`, with its reason and its remedy.
+
+Of vnic's own: backends, wires, devices and VMMs in plain Python, slow and exact, or wrong in a way
+that is known.
 """
