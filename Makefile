@@ -1,6 +1,6 @@
 # What a person types; `make` alone lists it.  What a target does is in tools/ and pyproject.toml.
 .DEFAULT_GOAL := help
-.PHONY: help setup kernels demo test check bench wheels clean
+.PHONY: help setup kernels demo test matrix check bench wheels clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -16,6 +16,9 @@ demo: setup  ## set up, and run the demo: guests, a switch, a tap; no root or VM
 
 test: setup  ## set up, and run all tests (make test ARGS='-k tap' runs some)
 	@.venv/bin/pytest $(ARGS)
+
+matrix: setup  ## run one scenario for every frontend on every backend, and print the table
+	@.venv/bin/pytest --quiet --matrix tests/matrix $(ARGS)
 
 check: setup  ## lint, formatting, types, and who may import whom
 	@.venv/bin/ruff check

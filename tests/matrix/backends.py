@@ -1,0 +1,25 @@
+"""The backends: the world behind each, as the table shows them."""
+
+from __future__ import annotations
+
+from kit.outsides import Outside, core, dgram, netmap, stream, tap, vale
+
+BACKENDS: dict[str, type[Outside]] = {
+    "null": core.Nowhere,
+    "loop": core.Back,
+    "vale": vale.AnotherPort,
+    "vale, to a port without offload": vale.AnotherPortWithoutOffload,
+    "vale, the kernel's": netmap.PortOfVale,
+    "netmap:eth0": netmap.Wire,
+    "netmap:eth0^": netmap.HostsStack,
+    "netmap:p{7": netmap.OtherEnd,
+    "stream, UNIX client": stream.CallsUnix,
+    "stream, UNIX server": stream.CalledByUnix,
+    "stream, TCP client": stream.CallsTcp,
+    "stream, TCP server": stream.CalledByTcp6,
+    "dgram, UNIX": dgram.Unix,
+    "dgram, UDP": dgram.Udp,
+    "tap": tap.HostSide,
+    "tap:fd": tap.PassedOn,
+    "macvtap": tap.BehindAMacvtap,
+}
