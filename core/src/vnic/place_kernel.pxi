@@ -76,16 +76,17 @@ cdef Outcome fill(Room r, const uint8_t *hdr, const iovec *iov, uint32_t n_iov,
     cdef vnic_burst *b = &r.buffers
     cdef uint32_t header_len = r.ring.header_len, tail = tail_of(r.ring, length), left = length
     cdef uint64_t need = <uint64_t>header_len + length + tail, fits = 0
-    cdef uint32_t have, k = 0, at = r.next + r.used, i, wrote, run
+    cdef uint32_t have = b.n - r.next - r.used, k = 0, at, i, wrote, run
     cdef vnic_frame *first
     cdef vnic_cursor src, dst
     cdef uint8_t out[12]
     cdef uint64_t head
     cdef uint32_t end
 
-    have = top_up(r, 1)
     if have == 0:
-        return out_of_buffers(r, 0)
+        have = top_up(r, 1)
+        if have == 0:
+            return out_of_buffers(r, 0)
     at = r.next + r.used
     first = &b.frames[at]
 
