@@ -91,7 +91,8 @@ class Lan:
         shape = Shape(512, cuts=(BUFFER_LEN,))
         for port in range(n_ports):
             host = SoftwareHost(self.loop, 1 << 20)
-            config = parse_nic(f"virtio-net,vale{n_ports}:{port},mac={mac(port).hex(':')}")
+            name = f"vale{n_ports}:{port},engine=embedded"
+            config = parse_nic(f"virtio-net,{name},mac={mac(port).hex(':')}")
             nic = open_nic(config, host, registry=registry)
             self.nics.append(nic)
             self.drivers.append(Driver(nic, host, polling=True, rx=shape, tx=shape))
