@@ -1,4 +1,8 @@
-"""Descriptors into frames.  Part of ring_kernel.pyx."""
+"""Descriptors into frames.  Part of ring_kernel.pyx.
+
+Most frames are plain, and stand in runs: they are appended in one pass.  Any other is collected from
+its descriptors, contexts among them, and made as these ask (`finish`).
+"""
 
 # One frame, while its descriptors are being collected.
 cdef struct Collected:
@@ -17,11 +21,10 @@ cdef void parse_frames(TxRing r, vnic_burst *b) noexcept nogil:
     cdef uint32_t at = r.w.head, n_contexts = 0
     if desc == NULL:
         return
-    while True:
+    parse_plain(r, b, desc, &at, n_contexts)
+    while at != r.w.tail and b.n < min(b.n_max, <uint32_t>VNIC_BURST_MAX) \
+            and parse_any(r, b, desc, &at, &n_contexts):
         parse_plain(r, b, desc, &at, n_contexts)
-        if at == r.w.tail or b.n == b.n_max or b.n == VNIC_BURST_MAX \
-                or not parse_any(r, b, desc, &at, &n_contexts):
-            break
     note_destinations(r, b)
 
 
