@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +33,8 @@ PLAIN = bytes(12)
 END = EOP | IFCS | RS
 VME = 1 << 30
 TXDW, TXQE = 1, 2
+BY_SIZE = ("PTC64", "PTC127", "PTC255", "PTC511", "PTC1023", "PTC1522")
+SIZES = (64, 127, 255, 511, 1023)
 
 
 def data(n: int, seed: int = 1) -> bytes:
@@ -334,10 +338,12 @@ def test_segmentation_is_asked_of_the_link_with_all_that_drivers_leave_out(
         offset = 6 if packet.udp else 16
         assert asked == header(NEEDS_CSUM, csum_start=packet.l4, csum_offset=offset)
         assert segments(frame, asked) == packet.segments()
-    n_wire = len(packet.segments())
+    on_wire = [len(segment) + 4 for segment in packet.segments()]
     assert bench.guest.read("TSCTC") == 1
-    assert bench.guest.read("GPTC") == n_wire
-    assert bench.guest.read("GOTCL") == sum(len(s) + 4 for s in packet.segments())
+    assert bench.guest.read("GPTC") == len(on_wire)
+    assert bench.guest.read("GOTCL") == sum(on_wire)
+    by_size = Counter(BY_SIZE[bisect_left(SIZES, length)] for length in on_wire)
+    assert Counter({name: bench.guest.read(name) for name in BY_SIZE}) == by_size
 
 
 def test_a_link_without_offload_is_given_segments(make_bench: Callable[..., Any]) -> None:
