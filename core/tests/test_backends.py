@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
-from unittest import SkipTest
+from collections.abc import Iterator
 
 import pytest
 from kit.fakes import FakeFrontend, PassingFilter
 from kit.loops import LoopBench
+from kit.outsides.core import Back, Nowhere
 from kit.segmentation import Packet
 from vnic.backends.loop import Loopback
 from vnic.backends.null import COUNTERS, Null
 from vnic.burst import BURST_MAX, Burst, Room
 from vnic.features import GUEST_OFFLOADS, HOST_OFFLOADS, OFFLOADS, Features
 from vnic.hookspecs import hookimpl
-from vnic.link import Joint, Link
+from vnic.link import Link
 from vnic.loop import Loop
 from vnic.registry import Registry
-from vnic.testing.bench import GUEST_MAC, Guest, from_guest
+from vnic.testing.bench import Guest, from_guest
 from vnic.testing.contract import BackendContract, Outside
 
 
@@ -39,39 +37,9 @@ def test_they_are_found_as_any_plugin_is(name: str, cls: type) -> None:
 # ---- null ----------------------------------------------------------------------------------------
 
 
-class Witnessed(Null):
-    """Tells its outside what it takes, which it keeps itself from nobody else."""
-
-    taken: ClassVar[list[bytes]] = []
-
-    @hookimpl
-    def send(self, burst: Burst) -> int:
-        n = super().send(burst)
-        self.taken += [bytes(burst[i]) for i in range(n)]
-        return n
-
-
-class Nowhere(Outside):
-    plugin = Witnessed
-    name = "null"
-    wrong = (("nullify", None),)
-    sizes = (14, 15, 60, 64, 65, 1514, 9014, 65535)
-
-    def arrive(self, frames: Sequence[bytes]) -> None:
-        raise SkipTest("null has no frames for a guest")
-
-    def arrive_offloaded(self, frame: bytes, header: bytes) -> None:
-        self.arrive([frame])
-
-    def departed(self) -> list[bytes]:
-        frames = Witnessed.taken[:]
-        Witnessed.taken.clear()
-        return frames
-
-
 class TestNull(BackendContract):
     def make(self, loop: Loop) -> Outside:
-        return Nowhere()
+        return Nowhere(loop)
 
 
 def test_null_counts_what_it_takes(bench: LoopBench) -> None:
@@ -93,72 +61,6 @@ def test_null_takes_frames_to_be_segmented_whole(bench: LoopBench) -> None:
 
 
 # ---- loop ----------------------------------------------------------------------------------------
-
-
-class Watched(Loopback):
-    """Tells its outside what has gone back."""
-
-    outside: ClassVar[Back]
-
-    @hookimpl
-    def init(self, name: str, options: None, link: Joint) -> None:
-        super().init(name, options, link)
-        self.outside.opened = self
-
-    @hookimpl
-    def cleanup(self) -> None:
-        super().cleanup()
-        self.outside.opened = None
-
-    @hookimpl
-    def recv(self, room: Room) -> int:
-        on_their_way = [bytes(frame) for frame, _ in self._frames]
-        n = super().recv(room)
-        self.outside.gone += on_their_way[:n]
-        return n
-
-
-class Back(Outside):
-    """What is behind a loop is in front of it: others put frames in, as the guest does."""
-
-    plugin = Watched
-    name = "loop"
-    wrong = (("loopback", None),)
-    sizes = (14, 15, 60, 64, 65, 1514, 9014, 65535)
-    opened: Any = None
-
-    def __init__(self, loop: Loop) -> None:
-        Watched.outside = self
-        self.loop = loop
-        self.gone: list[bytes] = []
-        self.to_come: deque[bytes] = deque()
-
-    def arrive(self, frames: Sequence[bytes]) -> None:
-        self.to_come += frames
-        self._put_in()
-
-    def _put_in(self) -> None:
-        if self.opened is None or not self.to_come:
-            return
-        burst = Burst.of(list(self.to_come)[:BURST_MAX])
-        for _ in range(self.opened.send(burst)):
-            self.to_come.popleft()
-        if self.to_come:
-            self.loop.schedule(self._put_in)
-
-    def departed(self) -> list[bytes]:
-        gone, self.gone = self.gone, []
-        return [frame for frame in gone if frame[6:12] == GUEST_MAC]
-
-    def fill(self) -> None:
-        self.opened._link._link.recv_disable()
-
-    def drain(self) -> None:
-        self.opened._link._link.recv_enable()
-        self.opened._link.readable()
-
-    def arrive_offloaded(self, frame: bytes, header: bytes) -> None:
-        self.opened.send(Burst.of([frame], [header]))
 
 
 class TestLoop(BackendContract):

@@ -28,7 +28,7 @@ ROUNDS_MAX: Final = 2000
 class Cell:
     """A NIC with its guest and its world, and the accounts of what they gave each other.
 
-    The clock stands still, so that whoever waits for a while waits for ever; `pass_time` moves it.
+    The clock stands still, so that whoever waits for a while waits for ever.
     """
 
     nic: Nic
@@ -36,8 +36,7 @@ class Cell:
 
     def __init__(self, frontend: Frontend, outside: type[Outside]) -> None:
         self.frontend = frontend
-        self.clock = Clock()
-        self.loop = Loop(clock=self.clock)
+        self.loop = Loop(clock=Clock())
         self.loop.fileno()
         self.outside = outside(self.loop)
         self.driver: Driver | None = None
@@ -159,12 +158,6 @@ class Cell:
             if not self._move() and not select.select([self.loop.fileno()], [], [], 0)[0]:
                 return
         raise AssertionError(f"after {ROUNDS_MAX} rounds there still was work: it spins")
-
-    def pass_time(self, seconds: float) -> None:
-        """Move the clock, and run what is due."""
-        self.clock.now_s += seconds
-        self.loop.dispatch()
-        self.settle()
 
     def _move(self) -> int:
         """Do what both sides have to do now; return how many frames moved."""

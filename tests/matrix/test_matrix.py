@@ -196,7 +196,6 @@ def test_a_network_that_goes_takes_the_link_down(
     cell.cross(3)
     cell.outside.hang_up()
     cell.settle()
-    cell.pass_time(2)
     assert not cell.nic.link.is_up
     assert cell.nic.link.reason
     assert not cell.driver.link_up

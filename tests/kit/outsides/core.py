@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, ClassVar
-from unittest import SkipTest
 
 from vnic.backends.loop import Loopback
 from vnic.backends.null import Null
@@ -43,12 +42,6 @@ class Nowhere(Outside):
         "refuse": REFUSES_NOTHING,
         "hang_up": STAYS,
     }
-
-    def arrive(self, frames: Sequence[bytes]) -> None:
-        raise SkipTest(self.cannot["arrive"])
-
-    def arrive_offloaded(self, frame: bytes, header: bytes) -> None:
-        self.arrive([frame])
 
     def departed(self) -> list[bytes]:
         return [frame for frame, _ in self.departed_offloaded()]

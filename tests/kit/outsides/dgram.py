@@ -99,6 +99,7 @@ class Unix(Remote):
         self.reads = False
         self.watch.close()
         self.sock.close()
+        self.pass_second()
 
     def close(self) -> None:
         super().close()
