@@ -66,7 +66,8 @@ cdef uint32_t read_frames(Room r, int fd, uint32_t limit, bint header, int *erro
     if not deliver_spill(r):
         return 0
     while done < limit:
-        if top_up(r, 1) == 0:
+        # The more there were, the more are fetched ahead.
+        if r.next + r.used == r.buffers.n and top_up(r, done + 1 if done < BATCH else BATCH) == 0:
             if r.used != 0:
                 commit(r)
                 continue
@@ -122,9 +123,14 @@ cdef int read_frame(Room r, int fd, bint header) noexcept nogil:
     guest_first = n_iov
 
     # Guest buffers, as many as the frame will probably need.
-    have = top_up(r, 1 + (r.cover // 1024 if r.ring.mergeable else 0))
+    have = top_up(r, 1)
     at = r.next + r.used
-    while k < have and fits < header_len + r.cover:
+    while fits < header_len + r.cover:
+        if k == have:
+            have = top_up(r, have + 1 + <uint32_t>((header_len + r.cover - fits) * k // (fits + 1)))
+            at = r.next + r.used  # the arrays may have moved
+            if k == have:
+                break
         buffer = &b.frames[at + k]
         if n_iov + buffer.count + 1 > VNIC_IOV_MAX:
             break

@@ -42,7 +42,8 @@ cdef enum:
     ADDRESSES_LEN = 12  # of an Ethernet header
     TAG_LEN = 4         # of a VLAN tag, which follows them
     FCS_LEN = 4
-    COVER_MIN = 2048    # what a readv covers with guest buffers until longer frames were seen
+    COVER_MIN = 1518    # what a readv covers with guest buffers until longer frames were seen: one
+                        # of Linux's (1536 bytes) for a frame of the usual length with its tag
     RELEASE_GIL = 32    # frames; below, releasing the GIL costs more than it gives
     LEN_MAX = 1 << 30   # a buffer's length as we count it, which the guest may make of terabytes
 
