@@ -119,13 +119,8 @@ class Netmap:
     @hookimpl
     def recv(self, room: Room) -> int:
         """Offer the frames in the receive rings where they lie; a burst of them at the most."""
-        port = self._port
+        port = self._synced()
         if port is None:
-            return 0
-        try:
-            port.rxsync()
-        except OSError as error:
-            self._fail(error)
             return 0
         self._delivering = True
         try:
@@ -141,20 +136,24 @@ class Netmap:
     @hookimpl
     def recv_discard(self) -> int:
         """Give the slots of pending frames back: only pointers move."""
-        port = self._port
-        if port is None:
-            return 0
-        try:
-            port.rxsync()
-        except OSError as error:
-            self._fail(error)
-            return 0
-        return port.rings.discard(_DISCARD_SLOTS)
+        port = self._synced()
+        return 0 if port is None else port.rings.discard(_DISCARD_SLOTS)
 
     @hookimpl
     def get_capabilities(self) -> Features:
         """Return what the header can say; without one: nothing."""
         return self._capabilities
+
+    def _synced(self) -> Port | None:
+        """Return the port, its receive rings up to date; None where it is gone, or goes now."""
+        port = self._port
+        if port is not None:
+            try:
+                port.rxsync()
+            except OSError as error:
+                self._fail(error)
+                return None
+        return port
 
     def _deliver(self, port: Port, room: Room) -> int:
         """Take rings by turns: in order, so that what a sender put into several stays in order."""
