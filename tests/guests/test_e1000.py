@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import socket
-import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 import attrs
 import pytest
 from guests.vnic_run import VnicRun
 from kit.cable import Cable
-from kit.guest import Guest, GuestCommandError, VfioUserNic, VhostUserNic
+from kit.guest import Guest, VfioUserNic, VhostUserNic
 from kit.netns import IperfResult, Netns
+from kit.traffic import there_and_back, until
 from vnic_e1000 import Plugin as E1000Plugin
 
 if TYPE_CHECKING:
@@ -101,16 +98,6 @@ def configure(guest: Guest) -> None:
     until(guest, f"ping -c 1 -W 1 {HOST}")
 
 
-def until(guest: Guest, command: str, timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            guest.run(command)
-            return
-        except GuestCommandError:
-            assert time.monotonic() < deadline_s, f"`{command}` fails still"
-
-
 def complaints(guest: Guest) -> list[str]:
     """Return what the kernel has said of NIC and driver at level "warning", or in such words."""
     said = guest.run("dmesg -r").splitlines()
@@ -151,23 +138,10 @@ def iperf(client: Guest, server: str, options: str = "") -> IperfResult:
     return IperfResult.parse(client.run(command, timeout_s=60))
 
 
-def there_and_back(network: Network, n_bytes: int) -> None:
-    """Send random bytes to the guest, which sends them back at the same time; compare them."""
-    sent = os.urandom(n_bytes)
-    with network.netns.call(socket.create_server, (HOST, 5000)) as listener:
-        listener.settimeout(20)
-        echo = network.guest.start(f"nc {HOST} 5000 -e cat")
-        connection, _ = listener.accept()
-        with connection, ThreadPoolExecutor(1) as thread:
-            connection.settimeout(60)
-            sending = thread.submit(connection.sendall, sent)
-            received = hashlib.sha256()
-            while n_bytes and (data := connection.recv(1 << 20)):
-                received.update(data)
-                n_bytes -= len(data)
-            sending.result()
-    echo.wait()
-    assert received.hexdigest() == hashlib.sha256(sent).hexdigest()
+def sent_back(network: Network, n_bytes: int) -> None:
+    """Send bytes to the guest and back, and compare them."""
+    with network.netns.call(socket.create_server, (HOST, 0)) as listener:
+        there_and_back(network.guest, HOST, listener, n_bytes)
 
 
 # ---- the driver and its tools --------------------------------------------------------------------
@@ -266,7 +240,7 @@ def test_100_mb_come_back_as_they_were_sent_both_ways_at_once(network: Network, 
     before = counters(network.guest)["tx_tcp_seg_good"]
     network.guest.run(f"ethtool -K eth0 tso {tso}")
     try:
-        there_and_back(network, 100_000_000)
+        sent_back(network, 100_000_000)
     finally:
         network.guest.run("ethtool -K eth0 tso on")
     assert (counters(network.guest)["tx_tcp_seg_good"] > before) == (tso == "on")
@@ -278,7 +252,7 @@ def test_bytes_come_back_whatever_the_device_is_asked_to_do(
 ) -> None:
     network.guest.run(f"ethtool -K eth0 {offloads}")
     try:
-        there_and_back(network, 5_000_000)
+        sent_back(network, 5_000_000)
     finally:
         network.guest.run("ethtool -K eth0 rx off tx on sg on tso on rxvlan on")
 

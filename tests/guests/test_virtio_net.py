@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
 from guests.vnic_run import VnicRun
 from kit.debian import QEMU_7, QEMU_11
-from kit.guest import Guest, GuestCommandError, VhostUserNic
+from kit.guest import Guest, VhostUserNic
 from kit.netns import IperfResult, Netns
+from kit.traffic import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,14 +73,8 @@ def boot(folder: Path, name: str) -> Guest:
     return Guest([nic], name=name, qemu=QEMU_11 if name == "a" else QEMU_7)
 
 
-def until_ping(guest: Guest, address: str, timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            guest.run(f"ping -c 1 -W 1 {address}")
-            return
-        except GuestCommandError:
-            assert time.monotonic() < deadline_s, f"{address} does not answer"
+def until_ping(guest: Guest, address: str) -> None:
+    until(guest, f"ping -c 1 -W 1 {address}")
 
 
 def iperf(server: Guest, client: Guest, address: str, options: str = "") -> IperfResult:

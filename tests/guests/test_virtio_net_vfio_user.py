@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
 from guests.vnic_run import VnicRun
-from kit.guest import Guest, GuestCommandError, VfioUserNic
+from kit.guest import Guest, VfioUserNic
 from kit.netns import IperfResult, Netns
+from kit.traffic import until
 from kit.wire import Wire
 from vnic.config import parse_nic
 from vnic.link import Link
@@ -109,16 +109,6 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 
 def configure(guest: Guest) -> None:
     guest.run(f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up; ip link set eth1 up")
-
-
-def until(guest: Guest, command: str, timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while True:
-        try:
-            guest.run(command)
-            return
-        except GuestCommandError:
-            assert time.monotonic() < deadline_s, f"`{command}` fails still"
 
 
 def interrupts(guest: Guest) -> dict[str, int]:
