@@ -17,7 +17,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -521,7 +520,7 @@ class GuestJob:
         return self.output
 
 
-_open_guests: weakref.WeakSet[Guest] = weakref.WeakSet()
+_open_guests: set[Guest] = set()
 
 
 @atexit.register
