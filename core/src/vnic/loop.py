@@ -37,7 +37,7 @@ _BETWEEN_LOOKS_S: Final = 200e-6
 
 _IDLE_POLLS: Final = 64
 """So often a poller may find nothing, while others find work, before it is armed and rests.  A poll
-costs as much as some five frames: 254 NICs that wait must not all be asked in every round."""
+costs as much as a frame or two: 254 NICs that wait must not all be asked in every round."""
 
 _ROUNDS_OF_REST: Final = 1024
 """At most: what nobody tells of (memory that was taken away is there again) is found by then."""
