@@ -14,7 +14,8 @@ from vnic.nic import Nic
 from vnic.testing import Driver, SoftwareHost
 from vnic.testing.bench import Clock
 
-from matrix.frames import Given, as_plain, into, is_from_guest, n_missing, out
+from matrix.accounts import Account
+from matrix.frames import Given, into, is_from_guest, out
 from matrix.frontends import RING, Frontend
 
 MEMORY: Final = 1 << 30
@@ -43,13 +44,11 @@ class Cell:
         self.reads = True
         """Whether the guest takes what has come for it, and posts the buffers again."""
         self._pending: deque[Given] = deque()  # for which the guest's ring has no room yet
-        self._given_out: list[Given] = []
-        self._given_in: list[Given] = []
-        self._left: list[bytes] = []
-        self._came: list[bytes] = []
-        self._n_kept = 0  # frames that were still in the ring of a driver that was stopped
-        self._counted = 0  # drops of NICs that are closed
-        self._forgotten: set[bytes] = set()
+        self._out = Account("from the guest")
+        self._in = Account("to the guest")
+        self._n_kept = 0  # frames that drivers which were stopped had not sent
+        self._n_counted = 0  # drops of NICs that are closed
+        self._n_posted = self._n_taken = 0  # frames that this NIC's drivers gave it, and got
 
     # ---- life
 
@@ -57,6 +56,7 @@ class Cell:
         """Open a NIC on the backend, beneath filters; it has no driver yet."""
         link = Link("nic0", self.loop)
         self.nic = self.frontend.nic(link)
+        self._n_posted = self._n_taken = 0
         self.host = SoftwareHost(self.loop, MEMORY)
         layers: list[Any] = [(filter_, "filter", None) for filter_ in filters]
         outside = self.outside
@@ -73,33 +73,33 @@ class Cell:
 
     def stop(self) -> None:
         """Stop the driver.  What it had not sent it keeps."""
-        if self.driver is not None:
-            self._take(RING)
-            self._n_kept += len(self._pending) + self.driver.n_outstanding
-            self._pending.clear()
-            self.driver.stop()
-            self.driver = None
+        if (driver := self._give_up()) is not None:
+            driver.stop()
 
     def close_nic(self) -> None:
         """Close the NIC, in whatever state it is.  Twice is allowed."""
         if not self.nic.closed:
-            if self.driver is not None:
-                self._take(RING)
-                self._n_kept += len(self._pending) + self.driver.n_outstanding
+            self._give_up()
+            self.nic.close()
+            self._n_counted += self._n_counted_by_nic()
+
+    def _give_up(self) -> Driver | None:
+        """Have the guest take what it was given, and keep what was not sent; return its driver."""
+        driver = self.driver
+        if driver is not None:
+            self._take(RING)
+            self._n_posted -= driver.n_outstanding
+            self._n_kept += len(self._pending) + driver.n_outstanding
             self._pending.clear()
             self.driver = None
-            self.nic.close()
-            self._counted += self._n_counted_by_nic()
+        return driver
 
     def open_again(self, *filters: Any, ring: int = RING) -> None:
         """Begin anew, with a new NIC; what was given before may come now, or never."""
         self.close_nic()
-        for given in (self._given_out, self._given_in):
-            self._forgotten |= {part for frame in given for part in frame.parts}
-            given.clear()
-        self._left.clear()
-        self._came.clear()
-        self._n_kept, self._counted = 0, -self.outside.n_lost()
+        self._out.forget()
+        self._in.forget()
+        self._n_kept, self._n_counted = 0, -self.outside.n_lost()
         self.open(*filters)
         self.drive(ring=ring)
 
@@ -114,13 +114,13 @@ class Cell:
 
     def send(self, *frames: Given) -> None:
         """Have the guest send frames; those that its ring has no room for follow later."""
-        self._given_out += [frame.padded(self.frontend.pads_to) for frame in frames]
+        self._out.give([frame.padded(self.frontend.pads_to) for frame in frames])
         self._pending += frames
         self._move()
 
     def arrive(self, *frames: Given) -> None:
         """Have frames come from the outside."""
-        self._given_in += [frame.padded(self.frontend.pads_to) for frame in frames]
+        self._in.give([frame.padded(self.frontend.pads_to) for frame in frames])
         plain: list[bytes] = []
         for frame in frames:
             if frame.is_plain:
@@ -168,6 +168,7 @@ class Cell:
                 n = self.driver.send([g.frame for g in some], [g.header for g in some])
                 for _ in range(n):
                     self._pending.popleft()
+                self._n_posted += n
                 moved += n
                 if n < len(some):
                     break
@@ -175,21 +176,18 @@ class Cell:
                 moved += self._take(256)
         departed = [] if self.outside.comes_back else self.outside.departed_offloaded()
         for frame, header in departed:
-            self._left += self._of_now(frame, header)
+            self._out.get(frame, header)
         return moved + len(departed)
 
     def _take(self, limit: int) -> int:
         """Have the guest take frames; what comes from itself has come back, and so has left."""
         assert self.driver is not None
         received = self.driver.recv(limit)
-        for received_frame, header in received:
-            for frame in self._of_now(received_frame, header):
-                back = self.outside.comes_back and is_from_guest(frame)
-                (self._left if back else self._came).append(frame)
+        for frame, header in received:
+            back = self.outside.comes_back and is_from_guest(frame)
+            (self._out if back else self._in).get(frame, header)
+        self._n_taken += len(received)
         return len(received)
-
-    def _of_now(self, frame: bytes, header: bytes) -> list[bytes]:
-        return [part for part in as_plain(frame, header) if part not in self._forgotten]
 
     # ---- the accounts
 
@@ -204,8 +202,7 @@ class Cell:
 
         Raises: AssertionError, where something left that was not sent, or not in that order.
         """
-        missing = n_missing(self._given_out, self._left, "from the guest")
-        return missing - self.n_waiting - self._n_kept
+        return self._out.n_missing - self.n_waiting - self._n_kept
 
     @property
     def n_lost(self) -> int:
@@ -213,13 +210,13 @@ class Cell:
 
         Raises: AssertionError, as `n_lost_out`.
         """
-        return self.n_lost_out + n_missing(self._given_in, self._came, "to the guest")
+        return self.n_lost_out + self._in.n_missing
 
     @property
     def n_counted(self) -> int:
         """How many frames were counted as lost, on whichever side."""
         own = 0 if self.nic.closed else self._n_counted_by_nic()
-        return self._counted + own + self.outside.n_lost()
+        return self._n_counted + own + self.outside.n_lost()
 
     def _n_counted_by_nic(self) -> int:
         counts = self.nic.counters().items()
@@ -242,3 +239,11 @@ class Cell:
         assert lost is None or self.n_lost == lost, f"{account}, and {lost} had to be lost"
         if self.driver is not None and self.reads:
             self.driver.check()
+            self._check_statistics(self.driver)
+
+    def _check_statistics(self, driver: Driver) -> None:
+        """Hold what the NIC says of itself against what its guest gave and took."""
+        says = self.nic.frontend.counters()
+        dropped = sum(n for name, n in says.items() if name.startswith("tx_drop_"))
+        assert says["tx_frames"] + dropped == self._n_posted - driver.n_outstanding
+        assert says["rx_frames"] == self._n_taken or says["rx_segmented"]  # of one frame, several

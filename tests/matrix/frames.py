@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import attrs
 from kit.outsides import PLAIN
 from kit.segmentation import NEEDS_CSUM, Packet, completed, header, ones_sum, pseudo_header
 from vnic.burst import Burst, Room
 from vnic.features import NONE
 from vnic.pool_kernel import Pool
-from vnic.testing.bench import GUEST_MAC, compare, from_guest, to_guest
+from vnic.testing.bench import GUEST_MAC, from_guest, to_guest
 
 
 @attrs.frozen
@@ -77,23 +75,6 @@ def as_plain(frame: bytes, header: bytes) -> list[bytes]:
     room.put(Burst.of([frame], [header]))
     room.close()
     return [bytes(part) for part in pool.burst]
-
-
-def n_missing(given: Sequence[Given], got: Sequence[bytes], where: str) -> int:
-    """Return how many of the frames that were given have not come.
-
-    Raises: AssertionError, where something came that was not given, or not in that order.
-    """
-    at, missing = 0, 0
-    for frame in given:
-        end = at + len(frame.parts)
-        if tuple(got[at:end]) == frame.parts:
-            at = end
-        else:
-            missing += 1
-    if at < len(got):
-        compare(got, [part for frame in given for part in frame.parts], where)
-    return missing
 
 
 def is_from_guest(frame: bytes) -> bool:
