@@ -20,9 +20,11 @@ def _skip_what_is_missing() -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup() -> Generator[None, object, object]:
+    """Whatever a fixture asked for."""
     return (yield from _skip_what_is_missing())
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call() -> Generator[None, object, object]:
+    """Whatever the test itself asked for."""
     return (yield from _skip_what_is_missing())
