@@ -12,12 +12,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
-from kit.missing import Missing
 from kit.netns import Netns
 from vnic import Features
 from vnic.features import NONE
@@ -233,16 +231,9 @@ def without_capabilities(function: Callable[..., Any], *args: Any) -> Any:
 @pytest.fixture
 def world() -> Iterator[World]:
     """Its tests carry the marker ``root``."""
-    try:
-        netns = Netns()
-    except Missing as missing:
-        pytest.skip(str(missing))
-    with netns:
+    with Netns() as netns:
         world = World(netns)
-        try:
-            os.close(netns.open_tap("probe"))
-        except (Missing, OSError) as missing:
-            pytest.skip(str(missing))
+        os.close(netns.open_tap("probe"))
         try:
             yield world
         finally:
@@ -253,12 +244,6 @@ def world() -> Iterator[World]:
 def bare() -> Callable[..., Any]:
     """What makes a call without any capability."""
     return without_capabilities
-
-
-@pytest.fixture
-def n_open() -> Callable[[], int]:
-    """How many descriptors this process has."""
-    return lambda: len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _checksum(data: bytes) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.descriptors import n_open
 from vnic import BackendError, ConfigError
 from vnic.burst import Burst
 from vnic.config import default_mac
@@ -36,7 +37,7 @@ def parent(world: Any) -> None:
 
 
 @pytest.fixture
-def refused(world: Any, parent: None, n_open: Callable[[], int]) -> Callable[..., str]:
+def refused(world: Any, parent: None) -> Callable[..., str]:
     """Open what can't be; return the error's text, and see that nothing is left of it."""
 
     def refused(name: str = "macvtap:lan0", by: Any = None, **options: Any) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.descriptors import n_open
 from vnic import BackendError, ConfigError
 from vnic.config import structure
 from vnic.link import Link
@@ -17,7 +17,7 @@ from vnic_tap import Plugin, tap
 
 
 @pytest.fixture
-def refused(n_open: Callable[[], int]) -> Any:
+def refused() -> Any:
     """Open what can't be, in a world if one is given; return the error's text."""
 
     def open_here(name: str, **options: Any) -> None:

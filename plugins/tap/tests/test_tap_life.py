@@ -6,10 +6,10 @@ import asyncio
 import fcntl
 import os
 import struct
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from kit.descriptors import n_open
 from vnic import ConfigError, Features
 from vnic.burst import Burst
 from vnic.features import GUEST_OFFLOADS
@@ -32,9 +32,7 @@ def test_an_interface_is_made_up_and_with_its_mtu(world: Any) -> None:
     assert "LOWER_UP" in shown
 
 
-def test_cleanup_leaves_no_descriptor_and_no_interface(
-    world: Any, n_open: Callable[[], int]
-) -> None:
+def test_cleanup_leaves_no_descriptor_and_no_interface(world: Any) -> None:
     world.nic("warmup").link.close()
     world.close()
     before = n_open()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kit.descriptors import n_open
 from vnic import BackendError, ConfigError
 from vnic.burst import Burst
 from vnic_tap import namespace
@@ -34,7 +34,7 @@ def test_a_name_that_ip_netns_has_not_says_how_to_make_it() -> None:
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "/proc/self/ns/mnt", "/", "."])
-def test_what_is_no_network_namespace_is_refused(path: str, n_open: Callable[[], int]) -> None:
+def test_what_is_no_network_namespace_is_refused(path: str) -> None:
     before = n_open()
     assert " is no network namespace; give a name that ip netns lists, or" in refused(path)
     assert n_open() == before
@@ -93,9 +93,7 @@ class TestAnother:
         nic.link.close()
         assert where() == before
 
-    def test_what_cannot_be_entered_says_what_it_takes(
-        self, world: Any, bare: Any, n_open: Callable[[], int]
-    ) -> None:
+    def test_what_cannot_be_entered_says_what_it_takes(self, world: Any, bare: Any) -> None:
         fd = os.open(world.netns.path, os.O_RDONLY)
         before = n_open()
         with pytest.raises(BackendError) as caught:
@@ -108,9 +106,7 @@ class TestAnother:
             "CAP_SYS_ADMIN, or have somebody open the tap there and pass it: tap:fd=N"
         )
 
-    def test_an_error_there_leaves_nothing_open(
-        self, world: Any, n_open: Callable[[], int]
-    ) -> None:
+    def test_an_error_there_leaves_nothing_open(self, world: Any) -> None:
         world.nic(netns=world.netns.path, inside=False).link.close()
         world.close()
         before = n_open()

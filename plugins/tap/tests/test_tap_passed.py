@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from kit.descriptors import n_open
 from vnic import BackendError, ConfigError
 from vnic.burst import Burst
 from vnic.link import Link
@@ -37,7 +38,7 @@ WANTED = "; pass one that was opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR"
 
 def refused(fd: int, prefix: str = "tap", **options: Any) -> str:
     """Open it; return the error's text, without its beginning."""
-    n_before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
+    n_before = n_open()
     plugin = MacvtapPlugin if prefix == "macvtap" else Plugin
     layer = plugin(), f"{prefix}:fd={fd}", plugin.Options(**options)
     loop = Loop()
@@ -46,7 +47,7 @@ def refused(fd: int, prefix: str = "tap", **options: Any) -> str:
             Link("nic0", loop).open([layer])
     finally:
         loop.close()
-    assert len(os.listdir("/proc/self/fd")) == n_before  # noqa: PTH208
+    assert n_open() == n_before
     text = str(caught.value)
     assert text.startswith(f"{prefix}:fd={fd}")
     return text.removeprefix(f"{prefix}:fd={fd}")
