@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kit.outsides import Outside, core, dgram, netmap, stream, tap, vale
+from kit.outsides import Outside, core, dgram, netmap, patched, stream, tap, vale
 
 BACKENDS: dict[str, type[Outside]] = {
     "null": core.Nowhere,
@@ -22,4 +22,5 @@ BACKENDS: dict[str, type[Outside]] = {
     "tap": tap.HostSide,
     "tap:fd": tap.PassedOn,
     "macvtap": tap.BehindAMacvtap,
+    "vale, patched to a tap": patched.Uplink,
 }

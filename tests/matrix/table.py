@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 MARKS = {"passed": "✓", "failed": "✗"}
+DOES_NOT_APPLY = "not applicable"
 
 
 @attrs.define
@@ -29,15 +30,13 @@ class Matrix:
     def does_not_apply(self, step: str, backend: str, reason: str) -> None:
         """Note that a backend can't have a step, whatever the frontend."""
         for frontend in self.frontends:
-            self.note(step, frontend, backend, "does not apply", reason)
+            self.note(step, frontend, backend, DOES_NOT_APPLY, reason)
 
     def lines(self) -> Iterator[str]:
         """Yield the table: names in steps above their columns, marks, reasons, the sum."""
-        tried = {
-            place for cell, outcome in self._outcomes.items() if outcome in MARKS for place in cell
-        }
-        steps = [step for step in self.steps if step in tried]
-        backends = [backend for backend in self.backends if backend in tried]
+        tried = [cell for cell, what in self._outcomes.items() if what != DOES_NOT_APPLY]
+        steps = [step for step in self.steps if any(step == cell[0] for cell in tried)]
+        backends = [name for name in self.backends if any(name == cell[2] for cell in tried)]
         width = max(map(len, steps), default=0) + 1
         gap = len(self.frontends)
         for i, backend in enumerate(backends):
@@ -52,7 +51,7 @@ class Matrix:
         yield f"In each column, from left to right: {', '.join(self.frontends)}."
         for i, note in enumerate(notes):
             yield f"  {_letter(i)}  {note}"
-        outcomes = list(self._outcomes.values())
+        outcomes = [self._outcomes[c] for c in self._outcomes if c[0] in steps and c[2] in backends]
         counted = ", ".join(f"{outcomes.count(o)} {o}" for o in dict.fromkeys(outcomes))
         yield f"{len(outcomes)} cells: {counted}"
 
