@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from kit.fakes import PassingFilter
 from vnic.burst import Burst, Room
 from vnic.features import Features
 from vnic.hookspecs import hookimpl
-from vnic.link import Joint
 
 FAULTS = (
     "send raises",
@@ -20,19 +18,12 @@ FAULTS = (
 )
 
 
-class Faulty:
+class Faulty(PassingFilter):
     """It passes everything on, but for its fault."""
 
     def __init__(self, fault: str) -> None:
+        super().__init__()
         self._fault = fault
-
-    @hookimpl
-    def init(self, name: str, options: Any, link: Joint) -> None:
-        self._beneath: Any = link.beneath
-
-    @hookimpl
-    def cleanup(self) -> None:
-        pass
 
     @hookimpl
     def send(self, burst: Burst) -> int:
@@ -41,14 +32,12 @@ class Faulty:
             return len(burst) + 1
         if self._fault == "send returns less than nothing":
             return -1
-        n: int = self._beneath.send(burst)
-        return n
+        return super().send(burst)
 
     @hookimpl
     def recv(self, room: Room) -> int:
         self._raise("recv")
-        n: int = self._beneath.recv(room)
-        return n
+        return super().recv(room)
 
     @hookimpl
     def recv_enable(self) -> None:
@@ -57,7 +46,7 @@ class Faulty:
     @hookimpl
     def get_capabilities(self) -> Features:
         self._raise("get_capabilities")
-        has = self._beneath.get_capabilities
+        has = self.beneath.get_capabilities
         return Features(has()) if has is not None else Features(0)
 
     @hookimpl
