@@ -35,6 +35,7 @@ from vnic_netmap.abi import (
 from vnic_netmap.testing import StandIn
 from vnic_virtio_net.testing import DRIVER_FEATURES, Driver, Shape
 
+from benchmarks._frames import DST_MAC, GSO_HEADER, SRC_MAC, frame
 from benchmarks._native import Copier, Slots, library
 from benchmarks._show import progress, show
 
@@ -51,13 +52,6 @@ WINDOW_S: Final = 0.1
 
 N_SLOTS: Final = 1024
 BUF_SIZE: Final = 2048
-GUEST_MAC: Final = bytes.fromhex("020000000001")
-OTHER_MAC: Final = bytes.fromhex("020000000002")
-
-GSO_HEADER: Final = bytes.fromhex("01 01 3600 a805 2200 1000 0000")
-"""Checksum to be completed; TCP over IPv4; 54 bytes of headers, segments of 1448 bytes; the
-checksum begins at byte 34 and is stored 16 bytes into that."""
-
 USUAL: Final = Shape(1024)
 
 
@@ -176,7 +170,7 @@ class Bench:
         try:
             self.loop = Loop()
             self.host = SoftwareHost(self.loop)
-            mac = GUEST_MAC.hex(":")
+            mac = SRC_MAC.hex(":")
             spec = f"virtio-net,netmap:vale0:1,header={case.header_len},slots={N_SLOTS},mac={mac}"
             self.nic = open_spec(spec, self.host)
         finally:
@@ -203,14 +197,9 @@ class Bench:
         return timed
 
     def _frame(self) -> bytes:
-        """A frame of the case's length: IPv4 and TCP headers where offload asks for them."""
-        length = self.case.frame_len
-        addresses = OTHER_MAC + GUEST_MAC if self.case.sends else GUEST_MAC + OTHER_MAC
-        ip = bytes.fromhex("4500") + (length - 14).to_bytes(2, "big") + bytes.fromhex("00004000")
-        ip += bytes.fromhex("4006 0000 0a000001 0a000002")
-        tcp = bytes.fromhex("0400 0400 00000001 00000001 5010 ffff 0000 0000")
-        start = addresses + b"\x08\x00" + ip + tcp
-        return (start + bytes(i * 7 & 0xFF for i in range(length)))[:length]
+        """A frame of the case's length, from the guest or to it."""
+        addresses = DST_MAC + SRC_MAC if self.case.sends else SRC_MAC + DST_MAC
+        return frame(self.case.frame_len, addresses)
 
     def _try(self) -> None:
         """See that a frame arrives whole, header and all."""

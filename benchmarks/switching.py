@@ -21,6 +21,7 @@ from vnic_e1000.testing import Driver as E1000Driver
 from vnic_virtio_net.testing import DRIVER_FEATURES, Shape
 from vnic_virtio_net.testing import Driver as VirtioDriver
 
+from benchmarks._frames import DST_MAC, GSO_HEADER, SRC_MAC, frame
 from benchmarks._native import Copier, Slots, library
 from benchmarks._show import progress, show
 
@@ -37,13 +38,6 @@ SECONDS: Final = 30.0
 
 WINDOW_S: Final = 0.1
 """One of vnic, one of memcpy, and so on: whatever else the machine does meets both."""
-
-SRC_MAC: Final = bytes.fromhex("020000000001")
-DST_MAC: Final = bytes.fromhex("020000000002")
-
-GSO_HEADER: Final = bytes.fromhex("01 01 3600 a805 2200 1000 0000")
-"""Checksum to be completed; TCP over IPv4; 54 bytes of headers, segments of 1448 bytes; the
-checksum begins at byte 34 and is stored 16 bytes into that."""
 
 
 @attrs.frozen(kw_only=True)
@@ -112,7 +106,7 @@ class Pair:
         self._deadline_ns = 0
         self._send_ns = self._recv_ns = 0
         self._meet()
-        self.drivers[0].prepare_bulk([self._frame()], [case.header])
+        self.drivers[0].prepare_bulk([frame(case.frame_len)], [case.header])
         self._copier = self._yardstick()
 
     def _driver(self, nic: Nic, host: SoftwareHost) -> Driver:
@@ -121,27 +115,18 @@ class Pair:
             return E1000Driver(nic, host, rx_size=case.rx.size, tx_size=case.tx.size, polling=True)
         return VirtioDriver(nic, host, features=case.features, rx=case.rx, tx=case.tx, polling=True)
 
-    def _frame(self) -> bytes:
-        """A frame of the case's length: IPv4 and TCP headers where offload asks for them."""
-        length = self.case.frame_len
-        ip = bytes.fromhex("4500") + (length - 14).to_bytes(2, "big") + bytes.fromhex("00004000")
-        ip += bytes.fromhex("4006 0000 0a000001 0a000002")
-        tcp = bytes.fromhex("0400 0400 00000001 00000001 5010 ffff 0000 0000")
-        start = DST_MAC + SRC_MAC + b"\x08\x00" + ip + tcp
-        return (start + bytes(i * 7 & 0xFF for i in range(length)))[:length]
-
     def _meet(self) -> None:
         """Let the switch learn who is where; see that a frame arrives whole, header and all."""
         sender, receiver = self.drivers
         self._dispatch()  # before that the queues' start is pending, and nobody receives
         receiver.send([SRC_MAC + DST_MAC + b"\x08\x00" + bytes(46)])
-        frame, header = self._frame(), self.case.header or bytes(12)
-        sender.send([frame], [header])
+        sent, header = frame(self.case.frame_len), self.case.header or bytes(12)
+        sender.send([sent], [header])
         self._dispatch()
         [(received, with_header)] = receiver.recv()
         sender.recv()
-        if received != frame or with_header[:10] != header[:10]:
-            raise RuntimeError(f"a frame of {len(frame)} bytes did not arrive as it was sent")
+        if received != sent or with_header[:10] != header[:10]:
+            raise RuntimeError(f"a frame of {len(sent)} bytes did not arrive as it was sent")
 
     def _dispatch(self) -> None:
         self.poller.close()

@@ -25,9 +25,9 @@ from vnic.nic import open_spec
 from vnic.testing import SoftwareHost
 from vnic_virtio_net.testing import DRIVER_FEATURES, Driver, Shape
 
+from benchmarks._frames import DST_MAC, GSO_HEADER, frame
 from benchmarks._native import Reader, Slots, Writer, library
 from benchmarks._show import progress, show
-from benchmarks.switching import DST_MAC, GSO_HEADER, SRC_MAC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,12 +71,7 @@ class Case:
     @property
     def frame(self) -> bytes:
         """A frame that nobody on the host wants: not its address, and of no protocol it knows."""
-        ip = bytes.fromhex("4500") + (self.frame_len - 14).to_bytes(2, "big")
-        ip += bytes.fromhex("00004000 4006 0000 0a000001 0a000002")
-        tcp = bytes.fromhex("0400 0400 00000001 00000001 5010 ffff 0000 0000")
-        ethertype = b"\x08\x00" if any(self.header) else b"\x88\xb5"
-        start = DST_MAC + SRC_MAC + ethertype + ip + tcp
-        return (start + bytes(i * 7 & 0xFF for i in range(self.frame_len)))[: self.frame_len]
+        return frame(self.frame_len, ethertype=b"\x08\x00" if any(self.header) else b"\x88\xb5")
 
 
 LONG: Final = Case(
@@ -172,9 +167,9 @@ class Bench:
         self._feeder.write(2)
         self._reader.read(1)
         self.loop.dispatch()
-        [(frame, header)] = self.driver.recv()
-        if frame != self.case.frame or header[:10] != self.case.header[:10]:
-            raise RuntimeError(f"a frame of {len(frame)} bytes did not arrive as it was sent")
+        [(received, header)] = self.driver.recv()
+        if received != self.case.frame or header[:10] != self.case.header[:10]:
+            raise RuntimeError(f"a frame of {len(received)} bytes did not arrive as it was sent")
 
     def _timed(self, call: Callable[[Any], int]) -> Callable[[Any], int]:
         def timed(argument: Any) -> int:
