@@ -190,9 +190,7 @@ def test_a_backend_that_fails_takes_its_link_down(cell: Cell) -> None:
 
 
 @pytest.mark.needs("hang_up")
-def test_a_network_that_goes_takes_the_link_down(
-    cell: Cell,
-) -> None:
+def test_a_network_that_goes_takes_the_link_down(cell: Cell) -> None:
     cell.cross(3)
     cell.outside.hang_up()
     cell.settle()
@@ -211,7 +209,7 @@ def test_a_network_that_goes_takes_the_link_down(
 
 def test_a_busy_nic_is_closed_and_opened_again(cell: Cell) -> None:
     cell.reads = False
-    for first in range(0, 1000, 100):
+    for first in range(0, 700, 100):
         cell.send(*out(100, first=first))
         if "arrive" not in cell.outside.cannot:
             cell.arrive(*into(min(20, cell.outside.holds), first=first))
