@@ -52,6 +52,11 @@ def test_only_ports_of_a_switch_and_pipes_take_fragments() -> None:
     assert [parse(name).is_vale for name in names] == [True, False, False, False, False]
 
 
+def test_a_monitor_of_a_switchs_port_is_not_that_port() -> None:
+    assert not parse("netmap:vale0:1/r").is_vale
+    assert not parse("netmap:vale0:1/zt").is_vale
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from vnic.errors import BackendError, ConfigError
+from vnic.features import NONE
 from vnic.testing.bench import from_guest, to_guest
 from vnic_netmap import Vale
 from vnic_netmap.abi import (
@@ -139,10 +140,9 @@ def test_a_module_without_monitors_says_so(
     assert asked.registrations()[0].nr_flags == OWN | flags
 
 
-def test_a_monitor_hears_and_sends_nothing(
-    module: StandIn, side: Open, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    nic, ioctl = module.add_nic("eth0"), module.ioctl
+def pretend_monitors(module: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a monitor be the port itself, to a stand-in that knows none."""
+    ioctl = module.ioctl
 
     def as_if_there_were_monitors(fd: int, request: int, argument: Any = None) -> None:
         if request == NIOCCTRL and argument.nr_reqtype == NetmapReq.REGISTER:
@@ -150,6 +150,25 @@ def test_a_monitor_hears_and_sends_nothing(
         ioctl(fd, request, argument)
 
     monkeypatch.setattr(module, "ioctl", as_if_there_were_monitors)
+
+
+def test_a_monitor_leaves_the_header_of_the_port_that_it_listens_to_alone(
+    module: StandIn, side: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side("netmap:vale0:1", header=0)
+    pretend_monitors(module, monkeypatch)
+    asked = Asked(module, monkeypatch)
+    assert side("netmap:vale0:1/r").backend.get_capabilities() == NONE
+    kinds = [header.nr_reqtype for header, _ in asked if header is not None]
+    assert NetmapReq.PORT_HDR_GET in kinds
+    assert NetmapReq.PORT_HDR_SET not in kinds
+
+
+def test_a_monitor_hears_and_sends_nothing(
+    module: StandIn, side: Open, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nic = module.add_nic("eth0")
+    pretend_monitors(module, monkeypatch)
     one = side("netmap:eth0/r")
     for frame in to_guest(3):
         nic.from_wire(frame)

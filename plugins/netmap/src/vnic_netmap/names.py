@@ -55,8 +55,8 @@ class PortName:
 
     @property
     def is_vale(self) -> bool:
-        """A port of a VALE switch itself."""
-        return self.port.startswith("vale") and not self.is_pipe
+        """A port of a VALE switch itself, and so ours to shape: no pipe on it, no monitor."""
+        return self.port.startswith("vale") and not (self.is_pipe or self.flags & MONITOR)
 
     @property
     def takes_fragments(self) -> bool:
