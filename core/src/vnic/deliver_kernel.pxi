@@ -4,12 +4,14 @@
 cdef bint deliver_spill(Room r) noexcept nogil:
     """Deliver the frame that waits in the spill, if there is one; False where it still waits."""
     cdef iovec iov
+    cdef uint8_t hdr[12]
     if r.spill_len == 0:
         return True
     commit(r)  # it may need the whole ring
     iov.iov_base = r.spill
     iov.iov_len = r.spill_len
-    if place(r, r.spill_hdr, &iov, 1, r.spill_len) == FULL:
+    memcpy(hdr, r.spill_hdr, HEADER_LEN)
+    if place(r, hdr, &iov, 1, r.spill_len) == FULL:
         r.full = True
         return False
     r.spill_len = 0

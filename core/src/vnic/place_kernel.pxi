@@ -323,7 +323,10 @@ cdef Outcome place_stripped(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_i
 
 cdef Outcome place(Room r, uint8_t *hdr, const iovec *iov, uint32_t n_iov,
                    uint32_t length) noexcept nogil:
-    """Put one frame from outside, whatever it is."""
+    """Put one frame from outside, whatever it is.
+
+    ``hdr`` is changed on the way: who may have to try again keeps the original.
+    """
     cdef uint32_t verdict
     if length < VNIC_ETH_HLEN:
         r.n_runt += 1

@@ -389,6 +389,26 @@ def test_frames_are_read_from_a_descriptor_into_the_ring(bench: Any) -> None:
         bench.wire.fd = -1
 
 
+def test_a_tagged_frame_that_waits_for_room_is_delivered_as_it_came(bench: Any) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        bench.guest.write("CTRL", VME | 1 << 6)
+        gpas = bench.guest.post(*[2048] * 7)
+        bench.guest.write("RDT", 0)
+        packet = Packet(payload=bytes(range(250)) * 8, gso_size=1000, n_tags=1)
+        theirs.send(packet.header + packet.frame())
+        bench.wire.fd = ours.fileno()
+        for tail in (1, 1, 7):  # two of its segments have no room at first
+            bench.guest.write("RDT", tail)
+            bench.receive()
+        bench.wire.fd = -1
+    for i, segment in enumerate(packet.segments()):
+        stripped = segment[:12] + segment[16:]
+        assert bench.guest.bytes_at(gpas[i], len(stripped)) == stripped
+    assert bench.counter("rx_drop_bad_header") == 0
+
+
 # ---- filters against a twin ----------------------------------------------------------------------
 
 addresses = st.sampled_from([MAC, OTHER, GROUP, b"\x33\x33\0\0\0\1", ALL, b"\x02\0\0\0\0\0"])
