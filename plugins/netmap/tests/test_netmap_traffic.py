@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import select
 from collections.abc import Callable
+from ctypes import sizeof
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from vnic.loop import Loop
 from vnic.testing.bench import from_guest, to_be_cut, to_guest
 from vnic.testing.packets import checksum
 from vnic_netmap import system
-from vnic_netmap.abi import NIOCRXSYNC, NIOCTXSYNC, NetmapRing
+from vnic_netmap.abi import NIOCRXSYNC, NIOCTXSYNC, NetmapRing, NetmapSlot, SlotFlag
 
 Open = Callable[..., Any]
 Run = Callable[[], None]
@@ -259,6 +260,25 @@ def test_what_comes_without_a_receiver_is_discarded_and_counted(side: Open, run:
     a.guest.send(from_guest(2, first=7))
     run()
     assert b.guest.frames == from_guest(2, first=7)
+
+
+def test_a_frame_without_an_end_is_counted_while_frames_are_discarded(side: Open, run: Run) -> None:
+    a, b = (side(name, slots=8) for name in PIPE)
+    b.link.recv_disable()
+    a.guest.send(from_guest(7))
+    b.backend._port.rxsync()
+    mapping = b.backend._port._mapping
+    (ring,) = (at for at in range(0, len(mapping) - 256, 128) if is_full_rx_ring(mapping, at))
+    for slot in range(7):
+        mapping[ring + sizeof(NetmapRing) + slot * sizeof(NetmapSlot) + 6] = SlotFlag.MOREFRAG
+    b.link.recv_discard()
+    run()
+    assert b.dropped() == {"netmap_drop_endless": 1}
+
+
+def is_full_rx_ring(mapping: Any, at: int) -> bool:
+    ring = NetmapRing.from_buffer_copy(mapping, at)
+    return (ring.dir, ring.num_slots, ring.nr_buf_size, ring.head, ring.tail) == (0, 8, 2048, 0, 7)
 
 
 # ---- headers that differ ------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from vnic_netmap.names import PortName, parse
 from vnic_netmap.options import NetmapOptions
 from vnic_netmap.port import Port
 from vnic_netmap.ring_kernel import COUNTERS as RING_COUNTERS
+from vnic_netmap.ring_kernel import Rings
 
 log = logging.getLogger("vnic.netmap")
 
@@ -112,8 +113,7 @@ class Netmap:
             self._fail(error)
             self._link.count("netmap_drop_gone", n)
             return n
-        if rings.has_dropped:
-            self._count(rings.dropped())
+        self._count(rings)
         return taken
 
     @hookimpl
@@ -129,15 +129,18 @@ class Netmap:
             self._delivering = False
             if self._port is not port:
                 port.close()
-        if port.rings.has_dropped:
-            self._count(port.rings.dropped())
+        self._count(port.rings)
         return n
 
     @hookimpl
     def recv_discard(self) -> int:
         """Give the slots of pending frames back: only pointers move."""
         port = self._synced()
-        return 0 if port is None else port.rings.discard(_DISCARD_SLOTS)
+        if port is None:
+            return 0
+        n = port.rings.discard(_DISCARD_SLOTS)
+        self._count(port.rings)
+        return n
 
     @hookimpl
     def get_capabilities(self) -> Features:
@@ -178,9 +181,11 @@ class Netmap:
 
     # ---- what goes wrong
 
-    def _count(self, dropped: dict[str, int]) -> None:
+    def _count(self, rings: Rings) -> None:
         """Count frames that were lost, and log the first of each kind."""
-        for counter, n in dropped.items():
+        if not rings.has_dropped:
+            return
+        for counter, n in rings.dropped().items():
             self._link.count(counter, n)
             if counter not in self._told:
                 self._told.add(counter)
