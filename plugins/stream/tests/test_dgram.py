@@ -84,6 +84,26 @@ def test_a_peer_started_again_is_found_by_the_first_frame_that_finds_it_gone(
         assert line.guest.ups == []
 
 
+def test_a_peer_that_broke_off_while_nobody_was_at_its_path_leaves_no_deaf_guest(
+    world: Any, here: Path, there: Path, frame: Frame
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as first:
+        first.bind(str(there))
+        line = world.line(Dgram, f"dgram:{here}", peer=str(there))
+        first.connect(str(here))
+        line.send(frame(1))  # which stays unread: else Linux says nothing of what comes
+        there.unlink()
+        line.wait(LOOK_S)
+        assert not line.link.is_up
+        with bound(there.with_name("else.sock")) as other:
+            first.connect(other.getsockname())
+            line.wait(0)
+    with bound(there) as second:
+        line.wait(LOOK_S)
+        second.sendto(frame(2), str(here))
+        assert line.got() == [frame(2)]
+
+
 def test_nobody_else_is_heard(world: Any, here: Path, there: Path, frame: Frame) -> None:
     with bound(there), bound(there.with_name("else.sock")) as other:
         line = world.line(Dgram, f"dgram:{here}", peer=str(there))
@@ -168,6 +188,17 @@ def test_a_datagram_longer_than_any_frame_is_dropped_and_counted_and_the_next_on
             bench.settle()
         assert bench.guest.frames == [frame(1)]
         assert bench.guest._room.counters["rx_drop_too_long"] == 2
+
+
+def test_a_passed_socket_that_its_owner_shuts_down_is_down(world: Any) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        line = world.line(Dgram, f"dgram:fd={ours.fileno()}")
+        ours.shutdown(socket.SHUT_RDWR)
+        world.bench.settle()  # which fails when it spins
+        assert line.link.reason == (
+            f"dgram:fd={ours.fileno()}: its socket was shut down; pass another one"
+        )
 
 
 def test_a_passed_socket_whose_peer_has_gone_is_down(world: Any, frame: Frame) -> None:  # F4, F5

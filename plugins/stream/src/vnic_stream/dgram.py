@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import socket
 from typing import Final
 
@@ -170,7 +171,25 @@ class Dgram:
             self._link.down(f"{self._name}: its peer has closed it; pass another socket")
 
     def _clear_error(self) -> None:
-        """Take note of what came of a frame that was sent, without which it is told for ever."""
-        if self._sock is not None:
-            code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            log.debug("%s: %s", self._name, os.strerror(code))
+        """Take note of what came of a frame that was sent, without which it is told for ever.
+
+        And watch anew: while the link is down, a watch ends with the error that it reports.
+        """
+        if self._sock is None or self._watch is None:
+            return
+        code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        log.debug("%s: %s", self._name, os.strerror(code))
+        self._watch.close()
+        if _is_shut_down(self._sock):
+            self._watch = None
+            self._link.down(f"{self._name}: its socket was shut down; pass another one")
+        else:
+            # The old one may have waited to send.
+            self._watch = self._link.watch(self._sock.fileno(), write=True, error=self._clear_error)
+
+
+def _is_shut_down(sock: socket.socket) -> bool:
+    """Whether a socket is shut down both ways, as whoever passed it may do; told for ever, too."""
+    poll = select.poll()
+    poll.register(sock, 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
