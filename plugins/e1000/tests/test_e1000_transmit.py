@@ -346,6 +346,19 @@ def test_segmentation_is_asked_of_the_link_with_all_that_drivers_leave_out(
     assert Counter({name: bench.guest.read(name) for name in BY_SIZE}) == by_size
 
 
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_padding_is_never_taken_for_payload_to_be_segmented(bench: Any, n: int) -> None:
+    packet = Packet(payload=data(n), gso_size=2)
+    content, low, high, rest = describe(packet.frame(), packet.header)
+    ((frame, asked),) = bench.send((low, high), *extended(bench.guest, content, every=rest))
+    wanted = packet.segments()
+    if len(wanted) == 1:
+        wanted = [wanted[0].ljust(60, b"\0")]
+    assert [segment[54:] for segment in segments(frame, asked)] == [s[54:] for s in wanted]
+    assert bench.guest.read("GPTC") == len(wanted)
+    assert bench.guest.read("PTC64") == len(wanted)
+
+
 def test_a_link_without_offload_is_given_segments(make_bench: Callable[..., Any]) -> None:
     from kit.wire import Wire
 

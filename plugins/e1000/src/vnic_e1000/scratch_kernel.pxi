@@ -77,6 +77,7 @@ cdef Drop rewrite(TxRing r, vnic_burst *b, vnic_frame *frame, Wanted *w) noexcep
         if w.payload <= w.hdr.gso_size:
             w.hdr.gso_type = VNIC_GSO_NONE
             w.hdr.gso_size = w.hdr.hdr_len = 0
+            r.parsed[b.n].mss = VNIC_FRAME_MAX  # one segment, whatever is added to it
     else:
         if w.ip:
             store_sum(b, frame, w.ip_start, w.ip_end, p + w.ip_at)

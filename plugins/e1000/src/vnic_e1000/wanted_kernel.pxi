@@ -87,7 +87,7 @@ cdef Drop finish(TxRing r, vnic_burst *b, Collected *c) noexcept nogil:
         result = rewrite(r, b, frame, &w)
         if result != KEPT:
             return result
-    if r.pad and frame.len < FRAME_MIN:
+    if r.pad and frame.len < FRAME_MIN and w.hdr.gso_type == VNIC_GSO_NONE:
         pad_frame(b, frame)
     memcpy(frame.hdr, &w.hdr, sizeof(w.hdr))
     return KEPT
