@@ -5,8 +5,10 @@ A message is one byte; what the bytes mean is in `Talk` and `Session`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import resource
 import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -344,6 +346,37 @@ def test_a_client_learns_from_served_how_soon_to_try_again(bench: Bench, tmp_pat
             delays.append(client.vmm_socket.delay_s)
         client.close()
     assert delays == [0.002, 0.004, 0.002]
+
+
+def test_a_client_without_descriptors_tries_again_when_there_are_some(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "vmm.sock")
+    client = Third(SocketOptions(path=path, mode="client", reconnect=0.001), bench.loop)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        listener.settimeout(5)
+        with no_descriptors():
+            client.serve(bench.nic)
+            bench.loop.dispatch(0.01)
+            bench.loop.dispatch(0.01)
+        assert "Too many open files; trying again" in bench.caplog.text
+        bench.loop.dispatch(0.1)
+        listener.accept()[0].close()
+        bench.turn()
+        client.close()
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path("/dev/null").open() as highest:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest.fileno(), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_to_close_is_to_end_the_session_and_to_remove_the_socket(bench: Bench) -> None:

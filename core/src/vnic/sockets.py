@@ -236,11 +236,13 @@ class VmmSocket:
     # ---- client mode -----------------------------------------------------------------------------
 
     def _connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock: socket.socket | None = None
         try:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sock.connect(self._path)
         except OSError as error:
-            sock.close()
+            if sock is not None:
+                sock.close()
             if self._said != str(error.strerror):
                 self._said = str(error.strerror)
                 log.warning(
