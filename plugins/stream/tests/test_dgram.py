@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from kit.peers import free_port
 from vnic.burst import FRAME_MAX
+from vnic.errors import ConfigError
 from vnic.testing.bench import Bench
 from vnic_stream import Dgram
 from vnic_stream.dgram import LOOK_S
@@ -110,6 +111,14 @@ def test_nobody_else_is_heard(world: Any, here: Path, there: Path, frame: Frame)
         with pytest.raises(PermissionError):
             other.sendto(frame(1), str(here))
         assert line.got() == []
+
+
+def test_a_guest_is_not_its_own_peer(world: Any, here: Path) -> None:
+    port = free_port(kind=socket.SOCK_DGRAM)
+    for address in (str(here), f"127.0.0.1:{port}"):
+        with pytest.raises(ConfigError, match="this NIC's own address; give the peer's"):
+            world.line(Dgram, f"dgram:{address}", peer=address)
+    assert not here.exists()
 
 
 def test_the_name_goes_with_the_nic_and_one_left_behind_is_taken_over(

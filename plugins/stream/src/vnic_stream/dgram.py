@@ -127,6 +127,8 @@ class Dgram:
             raise ConfigError(f"{name}: whom to send to isn't said; add peer=ADDRESS")
         if local.family != peer.family:
             raise ConfigError(f"{name}: {peer} is an address of another kind; give two of a kind")
+        if local == peer:
+            raise ConfigError(f"{name}: peer={peer}: this NIC's own address; give the peer's")
         if local.is_multicast:
             raise ConfigError(f"{name}: a group of hosts; give an address of this one")
         self._peer = peer
