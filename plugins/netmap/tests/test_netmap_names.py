@@ -72,6 +72,7 @@ def test_a_monitor_of_a_switchs_port_is_not_that_port() -> None:
         ("netmap:eth0/xq", "/q: no flags"),
         ("netmap:eth0/RT", "leave it out"),
         ("netmap:eth0/tT", "leave it out"),
+        ("netmap:eth0/xz", "add r, t or both"),
         ("netmap:eth0-4096", "-4096: no port has so many rings"),
         ("netmap:eth:0", "colon"),
         ("netmap:vale0", 'write "vale0:1", SWITCH:PORT'),

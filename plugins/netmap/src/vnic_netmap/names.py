@@ -93,6 +93,8 @@ def parse(text: str) -> PortName:
                 flags |= _FLAGS[letter]
     if flags & NrFlag.TX_RINGS_ONLY and flags & (NrFlag.RX_RINGS_ONLY | MONITOR):
         problems.append("/T means no receive rings, and R, t and r mean no others; leave it out")
+    if flags & NrFlag.ZCOPY_MON and not flags & MONITOR:
+        problems.append("/z says how to listen, r and t to what: add r, t or both")
     mode, ring = _rings(rings)
     if ring >= 1 << 12:
         problems.append(f"{rings}: no port has so many rings; they count from 0")
