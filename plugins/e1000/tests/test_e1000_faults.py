@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 from kit.segmentation import Packet
+from vnic.burst import Burst
+from vnic.memory import Memory
+from vnic_e1000.ring_kernel import Stats, TxRing
 from vnic_e1000.testing.hostile import (
     DATA,
     EOP,
@@ -375,3 +378,25 @@ def test_a_frame_of_more_segments_than_any_may_have_is_dropped(
     assert len(bench.wire.sent) == 1
     assert bench.counter("tx_drop_too_long") == 1
     bench.check_alive()
+
+
+@pytest.mark.parametrize("n_bytes", [0, 128])
+def test_frames_of_a_ring_that_has_moved_are_not_completed_in_another(n_bytes: int) -> None:
+    # No host may write registers in the middle of a burst; one that does shall not hang for it.
+    memory = Memory()
+    memory.add(0, 8192, buffer=bytearray(8192))
+    words = memory.view(0, 512).cast("Q")
+    for i in range(20):
+        words[2 * i], words[2 * i + 1] = 4096, 60 | END
+    ring, burst = TxRing(memory, Stats()), Burst()
+    ring.place(0, 512)
+    ring.tail = 20
+    assert ring.parse(burst) == 20
+    ring.place(0, n_bytes)
+    assert ring.complete(burst, 20) == 0
+    assert ring.head == 0
+    assert words[1] == 60 | END
+    ring.place(0, 512)
+    assert ring.parse(burst) == 20
+    assert ring.complete(burst, 20) == 5
+    assert ring.head == 20

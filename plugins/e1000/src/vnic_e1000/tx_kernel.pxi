@@ -80,6 +80,7 @@ cdef class TxRing(Ring):
 
     cdef Contexts *contexts    # in force at the head; behind that, what frames in the burst left
     cdef Parsed *parsed
+    cdef uint32_t n_parsed     # frames that may be completed: none, once the ring has moved
     cdef uint8_t *scratch
     cdef uint32_t vlan_type
     cdef bint insert           # CTRL.VME: without it VLE means nothing
@@ -119,10 +120,14 @@ cdef class TxRing(Ring):
         self.vlan_type = vlan_type & 0xFFFF
         self.insert = insert
 
+    cdef void _reduce(self) noexcept nogil:
+        Ring._reduce(self)
+        self.n_parsed = 0
+
     def reset(self):
         """Forget the contexts, as a device reset does."""
         memset(self.contexts, 0, sizeof(Contexts))
-        self.written = 0
+        self.n_parsed = self.written = 0
 
     def parse(self, burst):
         """Fill the burst with the oldest frames that are not completed; return how many.
@@ -131,7 +136,7 @@ cdef class TxRing(Ring):
         those are consumed when they are the oldest, and frames among them counted.
         """
         cdef vnic_burst *b = <vnic_burst *>PyCapsule_GetPointer(burst.capsule, VNIC_BURST_CAPSULE)
-        b.n = b.n_iov = 0
+        b.n = b.n_iov = self.n_parsed = 0
         if self.w.size == 0 or self.w.head == self.w.tail:
             return 0
         if between(&self.w, self.w.head, self.w.tail) < RELEASE_GIL:
@@ -139,23 +144,25 @@ cdef class TxRing(Ring):
         else:
             with nogil:
                 parse_frames(self, b)
+        self.n_parsed = b.n
         return b.n
 
     def complete(self, burst, uint32_t n):
         """Give the first n frames of the burst back to the driver; return what it may want to hear.
 
         That is 1 for descriptors that asked for it now, 2 for such as can wait, 4 if the ring has
-        become empty.  The other frames are forgotten, and will be parsed again.
+        become empty.  The other frames are forgotten, and will be parsed again; all are, where the
+        ring has been moved since `parse`.
         """
         cdef vnic_burst *b = <vnic_burst *>PyCapsule_GetPointer(burst.capsule, VNIC_BURST_CAPSULE)
         cdef uint32_t written
-        if n > b.n:
-            n = b.n
+        if n > self.n_parsed:
+            n = self.n_parsed
         if n != 0:
             count_sent(self, b, n)
             self.contexts[0] = self.contexts[self.parsed[n - 1].contexts]
             consume(self, self.parsed[n - 1].end)
-        b.n = b.n_iov = 0
+        b.n = b.n_iov = self.n_parsed = 0
         written = self.written
         self.written = 0
         return written
