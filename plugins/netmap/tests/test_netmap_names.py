@@ -66,6 +66,11 @@ def test_a_monitor_of_a_switchs_port_is_not_that_port() -> None:
         ("netmap:eth0{", 'write it as in "netmap:eth0"'),
         ("netmap:eth0{1}2", 'write it as in "netmap:eth0"'),
         ("netmap:eth0^x", 'write it as in "netmap:eth0"'),
+        ("netmap:ä", 'write it as in "netmap:eth0"'),
+        ("netmap:\udcff", 'write it as in "netmap:eth0"'),  # a byte that was no UTF-8
+        ("netmap:eth\0", 'write it as in "netmap:eth0"'),
+        ("netmap:eth0^\u0663", 'write it as in "netmap:eth0"'),  # a digit, elsewhere
+        ("netmap:eth0@\u0663", "@\u0663: an allocator's id"),
         ("netmap:eth0@", "@: an allocator's id is a number from 1 to 65535"),
         ("netmap:eth0@65536", "@65536: an allocator's id"),
         ("netmap:eth0/", "/: no flags of a port; there are x z t r R T"),
