@@ -215,10 +215,18 @@ def test_a_switch_goes_with_its_last_port_and_may_come_again_on_another_loop(lan
     other.close()
 
 
-@pytest.mark.parametrize("name", ["vale0", "vale0:", "vale0:a b", "vale:0:1", "vale0:a/b", "x0:1"])
+@pytest.mark.parametrize("name", ["vale0", "vale0:", "vale0:a b", "vale:0:1", "x0:1"])
 def test_a_name_that_is_no_port_says_how_one_is_written(name: str) -> None:
     loop = Loop()
     with pytest.raises(ConfigError, match='not a port of a switch; write "vale0:1", SWITCH:PORT'):
+        Link("nic0", loop).open([(Vale(), name, Vale.Options())])
+    loop.close()
+
+
+@pytest.mark.parametrize("name", ["vale0:a/x", "vale0:a@5", "vale0:a{7"])
+def test_a_name_as_netmaps_ports_have_says_whose_it_is(name: str) -> None:
+    loop = Loop()
+    with pytest.raises(ConfigError, match=f'write "netmap:{name}" for a port of the kernel\'s'):
         Link("nic0", loop).open([(Vale(), name, Vale.Options())])
     loop.close()
 

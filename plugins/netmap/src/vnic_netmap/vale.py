@@ -23,6 +23,8 @@ from vnic_netmap.port import not_opened
 log = logging.getLogger("vnic.netmap")
 
 _NAME: Final = re.compile(r"(vale[A-Za-z0-9_]*):([A-Za-z0-9_.-]+)")
+_MORE: Final = re.compile(r"[@/{}]")
+"""What begins a suffix or a pipe, which only the kernel's ports have."""
 
 
 def _engine(value: object) -> str:
@@ -69,7 +71,12 @@ class Vale:
         """Take a port at the switch; the first one brings the switch about."""
         match = _NAME.fullmatch(name)
         if match is None:
-            raise ConfigError(f'{name}: not a port of a switch; write "vale0:1", SWITCH:PORT')
+            also = (
+                f'; or write "netmap:{name}" for a port of the kernel\'s'
+                if _MORE.search(name)
+                else ""
+            )
+            raise ConfigError(f'{name}: not a port of a switch; write "vale0:1", SWITCH:PORT{also}')
         if _is_for_kernel(name, options):
             port = _Kernel()
             # Alone, as on an embedded switch: two NICs on the same rings would garble both.
