@@ -45,6 +45,18 @@ def test_a_peer_that_announces_what_is_no_frame_is_hung_up_on_once_its_frames_ar
     assert line.got() == [frame(2)]
 
 
+@pytest.mark.parametrize("n_bursts", range(STEPS_PER_RECV + 1))
+def test_who_announces_no_frame_and_then_is_silent_is_hung_up_on_however_many_came_before(
+    world: Any, path: str, frame: Frame, n_bursts: int
+) -> None:
+    line = world.line(Stream, f"stream:{path}", listen="on")
+    peer = world.call(path)
+    frames = [frame(n) for n in range(n_bursts * BURST_MAX)]
+    peer.socket.sendall(framed(frames) + b"\xff" * PREFIX_LEN)
+    assert line.got() == frames
+    assert not line.link.is_up
+
+
 @pytest.mark.parametrize("length", [0, 1, 13])
 def test_what_is_too_short_for_a_frame_ends_nothing(
     world: Any, path: str, frame: Frame, length: int

@@ -103,7 +103,7 @@ class Stream:
                     return consumed
             elif not self._read():
                 return consumed
-        if incoming.find():
+        if incoming.find() or incoming.too_long:
             self._link.readable()
         return consumed
 
