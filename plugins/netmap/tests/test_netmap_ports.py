@@ -10,7 +10,7 @@ import pytest
 from vnic.errors import BackendError, ConfigError
 from vnic.features import NONE, OFFLOADS, Features
 from vnic.testing.bench import from_guest, to_guest
-from vnic_netmap import Netmap, system
+from vnic_netmap import Netmap, Vale, system
 from vnic_netmap.abi import NIOCCTRL, NIOCREGIF, NetmapReq, NrFlag
 from vnic_netmap.control import get_header_len, register, set_header_len
 from vnic_netmap.names import parse
@@ -305,6 +305,14 @@ def test_without_the_device_the_error_says_what_to_do(
     with pytest.raises(BackendError, match="netmap:eth0: cannot open /dev/netmap: ") as raised:
         side("netmap:eth0")
     assert says in str(raised.value)
+
+
+def test_a_port_of_vale_for_which_there_is_no_memory_is_told_who_takes_slots(
+    module: StandIn, side: Open
+) -> None:
+    module.fail(NetmapReq.REGISTER, errno.ENOMEM)
+    with pytest.raises(BackendError, match="give fewer, as in netmap:vale0:1,slots=256; or end"):
+        side("vale0:1", backend=Vale)
 
 
 @pytest.mark.parametrize(

@@ -229,8 +229,8 @@ def _not_registered(shown: str, name: PortName, error: OSError) -> ConfigError |
             limits = "a host has 8 switches at the most, each with 254 ports, and "
             return BackendError(
                 f"{what}; {limits if name.is_vale else ''}a port takes about 40 MB at 1024 slots: "
-                f"give fewer (slots=256), end other ports, or let the module have more (if_num, "
-                f"ring_num, buf_num)"
+                f"give fewer, as in netmap:{name.port},slots=256; or end other ports, or let the "
+                f"module have more (if_num, ring_num, buf_num)"
             )
         case errno.EINVAL:
             return BackendError(
