@@ -155,7 +155,9 @@ class TestRealTap:
         world.netns.run(["sh", "-c", command])
         assert world.nic().link.is_up
 
-    @pytest.mark.parametrize(("name", "what"), [("tap0", "of kind veth"), ("lo", "no virtual one")])
+    @pytest.mark.parametrize(
+        ("name", "what"), [("tap0", "of kind veth"), ("lo", "hardware or loopback")]
+    )
     def test_an_interface_that_is_no_tap_says_what_it_is(
         self, world: Any, refused: Any, name: str, what: str
     ) -> None:

@@ -56,7 +56,7 @@ class Interface:
     @property
     def what(self) -> str:
         """What it is, for an error that says what it is not."""
-        return f"of kind {self.kind}" if self.kind else "no virtual one"
+        return f"of kind {self.kind}" if self.kind else "hardware or loopback"
 
 
 def look(name: str) -> Interface | None:
