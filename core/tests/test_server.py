@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from vnic.errors import GuestError, PeerError
-from vnic.hookspecs import Host
+from vnic.hookspecs import Host, ResetKind
 from vnic.loop import Loop
 from vnic.server import SocketServer
 from vnic.session import REPLIES_MAX, SocketSession, Steps, close_all
@@ -213,6 +213,23 @@ def test_a_device_that_fails_is_logged_with_where_it_did(bench: Bench) -> None:
     assert record.getMessage() == "nic0: the device failed on what its VMM sent"
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+def test_a_frontend_that_cannot_be_reset_ends_one_session_and_leaves_nothing(
+    bench: Bench, guest_memory: int
+) -> None:
+    def fail(kind: ResetKind) -> None:
+        raise ZeroDivisionError
+
+    bench.nic.reset = fail
+    before = n_fds()
+    with bench.connect() as vmm:
+        bench.tell(vmm, b"m", guest_memory)
+    bench.turn()
+    assert n_fds() == before
+    assert bench.done == ["let go"]
+    assert "nic0: the frontend's reset failed" in bench.caplog.text
+    assert bench.works()
 
 
 @pytest.mark.parametrize("data", [b"k", b"a", b"m", b"?"])

@@ -155,7 +155,10 @@ class SocketSession:
         log.log(level, "%s: session ended: %s", self.nic.name, reason)
         self._truncated.cancel()
         self._watch.close()
-        self.nic.reset(ResetKind.SESSION)
+        try:
+            self.nic.reset(ResetKind.SESSION)
+        except Exception:
+            log.exception("%s: the frontend's reset failed", self.nic.name)
         self.let_go()
         self.memory.clear()
         close_all(self.connection.close())
