@@ -345,6 +345,21 @@ def test_interrupts_go_to_the_vmm_that_is_there(bench: Bench) -> None:
     assert vmm.receive_bytes(1) == b"A"
 
 
+def test_a_session_that_cannot_begin_is_over_and_the_next_one_begins(bench: Bench) -> None:
+    begin, before = bench.server.open_session, n_fds()
+
+    def fail(sock: socket.socket, nic: Any) -> Session:
+        bench.server.open_session = begin  # type: ignore[method-assign]
+        raise ZeroDivisionError
+
+    bench.server.open_session = fail  # type: ignore[method-assign]
+    with bench.connect() as vmm:
+        assert vmm.is_refused()
+    assert n_fds() == before
+    assert "nic0: its session can't begin" in bench.caplog.text
+    assert bench.works()
+
+
 def test_a_client_learns_from_served_how_soon_to_try_again(bench: Bench, tmp_path: Path) -> None:
     path = str(tmp_path / "vmm.sock")
     client = Third(SocketOptions(path=path, mode="client", reconnect=0.001), bench.loop)

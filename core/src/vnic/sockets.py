@@ -225,7 +225,12 @@ class VmmSocket:
 
     def _meet(self, sock: socket.socket) -> None:
         log.info("%s: VMM connected%s", self._name, _peer(sock))
-        self._begin(sock)
+        try:
+            self._begin(sock)
+        except Exception:
+            log.exception("%s: its session can't begin", self._name)
+            sock.close()
+            self.ended(served=False)
 
     def _rest(self) -> None:
         assert self._watch is not None
