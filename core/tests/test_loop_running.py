@@ -96,7 +96,11 @@ def test_an_idle_run_sleeps_until_its_timer(world: World) -> None:
     assert rounds() < 10
 
 
-def test_after_a_descriptor_it_looks_on_for_a_while_and_then_sleeps(world: World) -> None:
+def test_after_a_descriptor_it_looks_on_for_a_while_yielding_and_then_sleeps(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yields: list[int] = []
+    monkeypatch.setattr("os.sched_yield", lambda: yields.append(rounds()))
     loop = Loop(clock=map((1e-5).__mul__, itertools.count()).__next__, spin_s=50e-6)
     rounds = count_rounds(loop)
     ours, theirs = world.pair()
@@ -114,6 +118,7 @@ def test_after_a_descriptor_it_looks_on_for_a_while_and_then_sleeps(world: World
     loop.close()
     assert came_in == [0]
     assert 4 <= rounds() <= 7
+    assert 3 <= len(yields) < rounds()
 
 
 def count_rounds(loop: Loop) -> Callable[[], int]:

@@ -26,6 +26,7 @@ log = logging.getLogger("vnic.loop")
 SPIN_S: Final = 50e-6
 """How long a loop looks on after the last work, at rings and descriptors.  About what it costs to
 sleep and be woken: a VMM whose guest waits for a register asks for the next one in that time.
+Whoever else wants the core has it meanwhile: mostly it is that VMM.
 """
 
 _ROUNDS_PER_EPOLL: Final = 16
@@ -198,10 +199,10 @@ class Loop:
                 looked = self._look(0.0)
                 if self._round(_ROUNDS_PER_EPOLL) or looked:
                     last_work = self.clock()
-                elif not self._paused and (
-                    self._scheduled or self.clock() - last_work < self._spin_s
-                ):
+                elif self._scheduled and not self._paused:
                     continue
+                elif not self._paused and self.clock() - last_work < self._spin_s:
+                    os.sched_yield()
                 elif not self._arm() and self._look(self._sleep_s()):
                     last_work = self.clock()
         finally:
