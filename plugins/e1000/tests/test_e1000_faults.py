@@ -282,6 +282,20 @@ def test_ring_registers_may_be_written_while_the_receiver_is_on(bench: Any) -> N
     bench.check_alive()
 
 
+def test_a_head_that_is_told_before_the_ring_has_a_length_is_kept(bench: Any) -> None:
+    guest = bench.guest
+    guest.write("RDLEN", 0)
+    guest.write("RDH", 5)
+    bench.receive(MAC + bytes(54))  # for which there is no ring
+    assert guest.read("RDH") == 5
+    guest.rx_desc(5, guest.buffer(2048))
+    guest.write("RDLEN", 128)
+    guest.write("RDT", 6)
+    bench.receive(MAC + bytes(54))
+    assert guest.rx_word(5) >> 32 & 3 == 3
+    assert guest.read("RDH") == 6
+
+
 def test_the_sixteenth_address_is_one_like_the_others(bench: Any) -> None:
     # A11
     guest = bench.guest

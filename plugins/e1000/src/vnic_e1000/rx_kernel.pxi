@@ -121,9 +121,10 @@ cdef class RxRing(Ring):
         return self.rx.n_bad_buffers
 
     def sync(self):
-        """Show in `head` what a room has filled."""
-        self.w.head = self.rx.w.head
-        self._show_head()
+        """Show in `head` what a room has filled; where that is nothing, it stays as it was written."""
+        if self.w.head != self.rx.w.head:
+            self.w.head = self.rx.w.head
+            self._show_head()
 
     def configure(self, uint32_t rctl, uint32_t rxcsum, uint32_t vlan_type, bint strip):
         """Take RCTL, RXCSUM and VET as they are written, and CTRL.VME."""
