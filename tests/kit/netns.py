@@ -149,8 +149,8 @@ class Netns:
             self._ip = None
         self._inside.shutdown()
         # The thread is through with its work, but it holds the namespace until it has exited.
-        deadline_s = time.monotonic() + EXIT_TIMEOUT_S
-        while Path(self.path).exists() and time.monotonic() < deadline_s:
+        thread, deadline_s = Path(self.path).parents[1], time.monotonic() + EXIT_TIMEOUT_S
+        while thread.exists() and time.monotonic() < deadline_s:
             time.sleep(0.001)
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
