@@ -15,7 +15,7 @@ from kit.peers import StreamPeer
 from vnic.burst import Burst
 from vnic.config import structure
 from vnic.link import Link
-from vnic_stream.server import REST_S
+from vnic_stream.listener import REST_S
 
 
 class Line:

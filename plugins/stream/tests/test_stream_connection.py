@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kit.peers import StreamPeer, framed
 from vnic.burst import FRAME_MAX
 from vnic_stream import Stream
-from vnic_stream.client import CONNECT_S, BackOff
+from vnic_stream.caller import CONNECT_S, BackOff
 from vnic_stream.peer import State
 
 Frame = Callable[..., bytes]
@@ -30,7 +30,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-# ---- a client ------------------------------------------------------------------------------------
+# ---- a caller ------------------------------------------------------------------------------------
 
 
 @given(st.floats(0, 1), st.floats(0.01, 10), st.floats(1, 100))
@@ -45,7 +45,7 @@ def test_each_wait_is_twice_the_last_up_to_a_bound_less_some_chance(
     assert back_off.next() <= shortest
 
 
-def test_a_client_calls_until_there_is_a_peer_and_the_carrier_follows(
+def test_a_caller_calls_until_there_is_a_peer_and_the_carrier_follows(
     world: Any, path: str, frame: Frame, caplog: pytest.LogCaptureFixture
 ) -> None:
     line = world.line(Stream, f"stream:{path}", reconnect="1..4")
@@ -65,7 +65,7 @@ def test_a_client_calls_until_there_is_a_peer_and_the_carrier_follows(
     assert (peer.frames(), line.got()) == ([frame(1)], [frame(2)])
 
 
-def test_a_client_is_up_at_once_where_the_peer_listens_already(world: Any, path: str) -> None:
+def test_a_caller_is_up_at_once_where_the_peer_listens_already(world: Any, path: str) -> None:
     listener = world.listener(path)
     line = world.line(Stream, f"stream:{path}")
     assert line.link.is_up
@@ -73,7 +73,7 @@ def test_a_client_is_up_at_once_where_the_peer_listens_already(world: Any, path:
     world.accept(listener)
 
 
-def test_a_client_whose_peer_was_started_again_goes_on_there(
+def test_a_caller_whose_peer_was_started_again_goes_on_there(
     world: Any, path: str, frame: Frame
 ) -> None:
     listener = world.listener(path)
@@ -146,7 +146,7 @@ def test_a_port_where_nobody_listens_is_called_again(world: Any) -> None:
         peer.close()
 
 
-def test_a_client_that_has_called_itself_hangs_up(world: Any) -> None:
+def test_a_caller_that_has_called_itself_hangs_up(world: Any) -> None:
     # As it may where nobody listens at a port of the range that callers get theirs from.
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
@@ -157,10 +157,10 @@ def test_a_client_that_has_called_itself_hangs_up(world: Any) -> None:
     assert line.backend._peer.state is State.WAITING
 
 
-# ---- a server ------------------------------------------------------------------------------------
+# ---- a listener ----------------------------------------------------------------------------------
 
 
-def test_a_server_is_down_until_it_is_called_and_again_when_the_peer_has_gone(
+def test_a_listener_is_down_until_it_is_called_and_again_when_the_peer_has_gone(
     world: Any, path: str, frame: Frame
 ) -> None:
     line = world.line(Stream, f"stream:{path}", listen="on")
@@ -233,7 +233,7 @@ def test_the_socket_is_removed_with_the_nic_and_one_left_behind_is_taken_over(
     assert peer.ended
 
 
-def test_a_server_without_descriptors_rests_and_accepts_later(world: Any, path: str) -> None:
+def test_a_listener_without_descriptors_rests_and_accepts_later(world: Any, path: str) -> None:
     line = world.line(Stream, f"stream:{path}", listen="on")
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(path)

@@ -13,7 +13,7 @@ from kit.peers import PREFIX_LEN, framed
 from vnic.burst import BURST_MAX, FRAME_MAX
 from vnic_stream import Stream
 from vnic_stream.frames_kernel import SPACE
-from vnic_stream.server import REST_S
+from vnic_stream.listener import REST_S
 from vnic_stream.stream import STEPS_PER_RECV
 
 Frame = Callable[..., bytes]

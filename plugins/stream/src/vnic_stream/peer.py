@@ -28,7 +28,7 @@ KEEPALIVE: Final = (
 class State(Enum):
     """Where a connection stands.
 
-    A client goes from CONNECTING to UP, or to WAITING and on; a server from LISTENING to UP and
+    A caller goes from CONNECTING to UP, or to WAITING and on; a listener from LISTENING to UP and
     back; a socket that was passed is UP, and then GONE.
     """
 
@@ -42,7 +42,7 @@ class State(Enum):
 
 @attrs.define(kw_only=True, eq=False)
 class Peer:
-    """What a client, a server and a socket that was passed have in common.
+    """What a caller, a listener and a socket that was passed have in common.
 
     The link is down while there is no peer.
     """

@@ -16,11 +16,11 @@ from vnic.errors import ConfigError
 from vnic.link import Joint, JointWatch
 
 from vnic_stream.addresses import Passed, parse_name
-from vnic_stream.client import BackOff, Client
+from vnic_stream.caller import BackOff, Caller
 from vnic_stream.frames_kernel import Incoming, Outgoing
+from vnic_stream.listener import Listener
 from vnic_stream.options import RECONNECT, StreamOptions
 from vnic_stream.peer import PassedOn, Peer
-from vnic_stream.server import Server
 
 STEPS_PER_RECV: Final = 4
 """Reads and bursts in one ``recv``, so that other NICs get their turn."""
@@ -134,9 +134,9 @@ class Stream:
                 )
             return PassedOn(passed=where, **of_all)
         if options.listen:
-            return Server(address=where, **of_all)
+            return Listener(address=where, **of_all)
         back_off = BackOff(*options.reconnect or RECONNECT)
-        return Client(address=where, back_off=back_off, **of_all)
+        return Caller(address=where, back_off=back_off, **of_all)
 
     def _begin(self, sock: socket.socket) -> None:
         self._sock = sock

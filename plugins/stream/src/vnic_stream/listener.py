@@ -21,7 +21,7 @@ stayed for less: the guest's carrier would go up and down as fast as somebody ca
 
 
 @attrs.define(kw_only=True, eq=False)
-class Server(Peer):
+class Listener(Peer):
     """Waits to be called.  While there is a peer, another one is refused.
 
     Were the first replaced, anybody who can connect could take the network away from a guest.

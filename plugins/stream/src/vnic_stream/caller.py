@@ -45,7 +45,7 @@ class BackOff:
 
 
 @attrs.define(kw_only=True, eq=False)
-class Client(Peer):
+class Caller(Peer):
     """Calls the peer, again and again until it answers; that it doesn't is no error."""
 
     address: Address
