@@ -21,7 +21,7 @@ from vnic.hookspecs import hookimpl
 from vnic.patch import Patch
 from vnic.testing.bench import GUEST_MAC, OUTSIDE_MAC, to_be_cut
 from vnic_netmap import Vale
-from vnic_tap import Plugin as Tap
+from vnic_tap import Tap
 
 ETH_P_ALL = 3
 FAR = b"\2far__"

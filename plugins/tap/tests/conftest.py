@@ -21,7 +21,7 @@ from vnic import Features
 from vnic.features import NONE
 from vnic.link import Link
 from vnic.loop import Loop
-from vnic_tap import MacvtapPlugin, Plugin
+from vnic_tap import Macvtap, Tap
 
 DEADLINE_S = 5.0
 PLAIN = bytes(12)
@@ -189,7 +189,7 @@ class World:
         loop = loop or Loop(clock=clock)
         self._close.callback(loop.close)
         link = Link("nic0", loop)
-        plugin = MacvtapPlugin if name.startswith("macvtap") else Plugin
+        plugin = Macvtap if name.startswith("macvtap") else Tap
         layers: Sequence[Any] = [(plugin(), name, plugin.Options(**options))]
         call = self.netns.call if inside else _call
         call(by or _call, link.open, layers)

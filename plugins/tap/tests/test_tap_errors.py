@@ -13,7 +13,7 @@ from vnic import BackendError, ConfigError
 from vnic.config import structure
 from vnic.link import Link
 from vnic.loop import Loop
-from vnic_tap import Plugin, tap
+from vnic_tap import Tap, tap
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def refused() -> Any:
     def open_here(name: str, **options: Any) -> None:
         loop = Loop()
         try:
-            Link("nic0", loop).open([(Plugin(), name, Plugin.Options(**options))])
+            Link("nic0", loop).open([(Tap(), name, Tap.Options(**options))])
         finally:
             loop.close()
 
@@ -79,15 +79,15 @@ def test_dev_net_tun_that_may_not_be_opened_says_what_to_do(
 )
 def test_an_option_that_makes_no_sense_names_key_and_value(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"^nic0: {key}={value}: .*(write|give) "):
-        structure({key: value}, "nic0", Plugin.Options)
+        structure({key: value}, "nic0", Tap.Options)
 
 
 def test_options_are_read_from_text() -> None:
     (options,) = structure(
-        {"mtu": "9000", "offload": "off", "sndbuf": "0x10000"}, "nic0", Plugin.Options
+        {"mtu": "9000", "offload": "off", "sndbuf": "0x10000"}, "nic0", Tap.Options
     )
-    assert options == Plugin.Options(mtu=9000, offload=False, sndbuf=65536)
-    assert Plugin.Options() == Plugin.Options(mtu=None, offload=True, sndbuf=None)
+    assert options == Tap.Options(mtu=9000, offload=False, sndbuf=65536)
+    assert Tap.Options() == Tap.Options(mtu=None, offload=True, sndbuf=None)
 
 
 # ---- in a namespace ------------------------------------------------------------------------------

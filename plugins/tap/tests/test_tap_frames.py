@@ -12,7 +12,7 @@ import pytest
 from vnic import Features
 from vnic.burst import Burst
 from vnic.features import GUEST_OFFLOADS, HOST_OFFLOADS, NONE
-from vnic_tap import COUNTERS, Plugin
+from vnic_tap import COUNTERS, Tap
 
 SIZES = (14, 15, 60, 61, 64, 65, 127, 128, 590, 1499, 1500, 1513, 1514)
 ALL = [(4, 6), (6, 6), (4, 17), (6, 17)]
@@ -258,10 +258,10 @@ class FailingRoom:
         return 1, self.error
 
 
-def open_plugin() -> tuple[Plugin, dict[str, int]]:
+def open_plugin() -> tuple[Tap, dict[str, int]]:
     """A plugin in the state after ``init``, on a descriptor that is no tap."""
     counts: dict[str, int] = {}
-    plugin: Any = Plugin()
+    plugin: Any = Tap()
     plugin._name = "tap0"
     plugin._device = SimpleNamespace(fd=-1, close=lambda: None)
     plugin._watch = SimpleNamespace(set=lambda **_: None, close=lambda: None)

@@ -14,7 +14,7 @@ from vnic import ConfigError, Features
 from vnic.burst import Burst
 from vnic.features import GUEST_OFFLOADS
 from vnic.loop import Loop
-from vnic_tap import Plugin
+from vnic_tap import Tap
 from vnic_tap.device import TUNSETOFFLOAD, TUNSETSNDBUF, TUNSETVNETHDRSZ, TUNSETVNETLE
 
 pytestmark = pytest.mark.root
@@ -56,7 +56,7 @@ def test_cleanup_twice_and_hooks_after_it_do_nothing(world: Any) -> None:
 
 
 def test_cleanup_before_init_does_nothing() -> None:
-    Plugin().cleanup()
+    Tap().cleanup()
 
 
 def test_cleanup_with_frames_pending_leaves_nothing(world: Any) -> None:

@@ -18,7 +18,7 @@ from vnic import BackendError, ConfigError
 from vnic.burst import Burst
 from vnic.link import Link
 from vnic.loop import Loop
-from vnic_tap import MacvtapPlugin, Plugin
+from vnic_tap import Macvtap, Tap
 from vnic_tap.device import (
     IFF_MULTI_QUEUE,
     IFF_NO_PI,
@@ -39,7 +39,7 @@ WANTED = "; pass one that was opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR"
 def refused(fd: int, prefix: str = "tap", **options: Any) -> str:
     """Open it; return the error's text, without its beginning."""
     n_before = n_open()
-    plugin = MacvtapPlugin if prefix == "macvtap" else Plugin
+    plugin = Macvtap if prefix == "macvtap" else Tap
     layer = plugin(), f"{prefix}:fd={fd}", plugin.Options(**options)
     loop = Loop()
     try:
@@ -273,14 +273,14 @@ from vnic.link import Link
 from vnic.loop import Loop
 from vnic.pool_kernel import Pool
 from vnic.burst import Room
-from vnic_tap import MacvtapPlugin, Plugin
+from vnic_tap import Macvtap, Tap
 
 os.setgroups([])
 os.setresgid(65534, 65534, 65534)
 os.setresuid(65534, 65534, 65534)
 
 kind, fd = sys.argv[1:]
-plugin = Plugin if kind == "tap" else MacvtapPlugin
+plugin = Tap if kind == "tap" else Macvtap
 loop = Loop()
 link = Link("nic0", loop)
 link.open([(plugin(), f"{kind}:fd={fd}", plugin.Options())])

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from vnic.loop import Loop
 from vnic.testing.bench import GUEST_MAC
-from vnic_tap import MacvtapPlugin, Plugin
+from vnic_tap import Macvtap, Tap
 
 from kit.missing import Missing
 from kit.netns import Netns
@@ -37,11 +37,11 @@ FAST = ("rate", "10gbit", "burst", "1m", "limit", "10m")
 class HostSide(Outside):
     """The interface of a tap, and a packet socket that looks at it."""
 
-    plugin: type = Plugin
+    plugin: type = Tap
     name = "tap0"
-    options: Any = Plugin.Options(mtu=MTU, sndbuf=SNDBUF)
+    options: Any = Tap.Options(mtu=MTU, sndbuf=SNDBUF)
     holds = 400
-    wrong: Sequence[tuple[str, Any]] = (("tap/0", Plugin.Options()), ("lo", Plugin.Options()))
+    wrong: Sequence[tuple[str, Any]] = (("tap/0", Tap.Options()), ("lo", Tap.Options()))
     needs_root = True
     interface = "tap0"
     """What is looked at."""
@@ -152,17 +152,17 @@ class OfAnyName(HostSide):
 class Persistent(HostSide):
     """It is there before and after."""
 
-    options = Plugin.Options(mtu=MTU, sndbuf=SNDBUF, persist=True)
+    options = Tap.Options(mtu=MTU, sndbuf=SNDBUF, persist=True)
 
 
 class InAnotherNamespace(HostSide):
     """It is opened from where it isn't."""
 
-    wrong = (("tap0", Plugin.Options(netns="/dev/null")),)
+    wrong = (("tap0", Tap.Options(netns="/dev/null")),)
 
     def make(self) -> None:
         super().make()
-        self.options = Plugin.Options(mtu=MTU, sndbuf=SNDBUF, netns=self.netns.path)
+        self.options = Tap.Options(mtu=MTU, sndbuf=SNDBUF, netns=self.netns.path)
 
     def open(self, call: Callable[[], None]) -> None:
         call()
@@ -172,8 +172,8 @@ class InAnotherNamespace(HostSide):
 class PassedOn(HostSide):
     """Its descriptor is somebody else's."""
 
-    options = Plugin.Options(sndbuf=SNDBUF)
-    wrong = (("tap:fd=123456", Plugin.Options()), ("tap:fd=0", Plugin.Options(persist=True)))
+    options = Tap.Options(sndbuf=SNDBUF)
+    wrong = (("tap:fd=123456", Tap.Options()), ("tap:fd=0", Tap.Options(persist=True)))
 
     def make(self) -> None:
         fd = self.netns.open_tap("tap0")
@@ -189,13 +189,13 @@ class PassedOn(HostSide):
 class BehindAMacvtap(HostSide):
     """What the parent of a macvtap is connected to."""
 
-    plugin = MacvtapPlugin
+    plugin = Macvtap
     name = "macvtap:lan0"
-    options = MacvtapPlugin.Options(parent="up0", mac=GUEST_MAC, mtu=MTU, sndbuf=SNDBUF)
+    options = Macvtap.Options(parent="up0", mac=GUEST_MAC, mtu=MTU, sndbuf=SNDBUF)
     wrong: Sequence[tuple[str, Any]] = (
-        ("macvtap:up0", MacvtapPlugin.Options()),
-        ("macvtap:lan1", MacvtapPlugin.Options(parent="up1")),
-        ("macvtap:lan1", MacvtapPlugin.Options(parent="up0", mtu=65535)),
+        ("macvtap:up0", Macvtap.Options()),
+        ("macvtap:lan1", Macvtap.Options(parent="up1")),
+        ("macvtap:lan1", Macvtap.Options(parent="up0", mtu=65535)),
     )
     cannot: ClassVar = {"refuse": REFUSES_NOTHING}  # what can't leave it, the kernel drops
     interface = "end"
@@ -228,7 +228,7 @@ class BehindAMacvtap(HostSide):
 class OnAPassedMacvtap(BehindAMacvtap):
     """Its descriptor is somebody else's."""
 
-    options = MacvtapPlugin.Options(mac=GUEST_MAC, sndbuf=SNDBUF)
+    options = Macvtap.Options(mac=GUEST_MAC, sndbuf=SNDBUF)
     wrong = (("macvtap:fd=123456", options),)
 
     def make(self) -> None:

@@ -4,6 +4,6 @@ Frames go between the descriptor and guest memory in core's kernels, a burst per
 a virtio-net header; so a frame that is still to be segmented crosses whole, both ways.
 """
 
-from vnic_tap.backend import COUNTERS, MacvtapPlugin, Plugin
+from vnic_tap.backend import COUNTERS, Macvtap, Tap
 
-__all__ = ["COUNTERS", "MacvtapPlugin", "Plugin"]
+__all__ = ["COUNTERS", "Macvtap", "Tap"]

@@ -165,7 +165,7 @@ class Backend:
         )
 
 
-class Plugin(Backend):
+class Tap(Backend):
     """A tap: ``tap0``, ``tap:NAME``, ``tap:fd=N``."""
 
     Options = TapOptions
@@ -181,7 +181,7 @@ class Plugin(Backend):
         return device
 
 
-class MacvtapPlugin(Backend):
+class Macvtap(Backend):
     """A macvtap: ``macvtap0``, ``macvtap:NAME``, ``macvtap:fd=N``."""
 
     Options = MacvtapOptions
