@@ -73,6 +73,8 @@ def test_a_monitor_of_a_switchs_port_is_not_that_port() -> None:
         ("netmap:eth0@\u0663", "@\u0663: an allocator's id"),
         ("netmap:eth0@", "@: an allocator's id is a number from 1 to 65535"),
         ("netmap:eth0@65536", "@65536: an allocator's id"),
+        ("netmap:eth0@" + 5000 * "1", "an allocator's id"),
+        ("netmap:eth0-" + 5000 * "1", "and 15 are the most"),
         ("netmap:eth0/", "/: no flags of a port; there are x z t r R T"),
         ("netmap:eth0/xq", "/q: no flags"),
         ("netmap:eth0/RT", "leave it out"),

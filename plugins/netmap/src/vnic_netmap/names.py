@@ -15,7 +15,7 @@ FORM: Final = 'write it as in "netmap:eth0", "netmap:eth0-3", "netmap:eth0^", "n
 
 _NAME: Final = re.compile(
     r"(?:netmap:)?(?P<port>(?:(?![@/^*{}])[!-~])+?)(?P<pipe>[{}][A-Za-z0-9_]+)?"
-    r"(?P<rings>-[0-9]+|\^[0-9]*|\*)?(?P<suffixes>(?:@[^@/]*|/[^@/]*)*)"
+    r"(?P<rings>-[0-9]{1,9}|\^[0-9]{0,9}|\*)?(?P<suffixes>(?:@[^@/]*|/[^@/]*)*)"
 )
 _SUFFIX: Final = re.compile(r"([@/])([^@/]*)")
 _VALE: Final = re.compile(r"vale[A-Za-z0-9_]*:([A-Za-z0-9_.-]+)")
@@ -81,7 +81,7 @@ def parse(text: str) -> PortName:
     mem_id, flags = 0, _NO_FLAGS
     for kind, value in _SUFFIX.findall(match["suffixes"]):
         if kind == "@":
-            if not (value.isascii() and value.isdecimal()) or not 0 < int(value) < 1 << 16:
+            if re.fullmatch("[0-9]{1,9}", value) is None or not 0 < int(value) < 1 << 16:
                 problems.append(f"@{value}: an allocator's id is a number from 1 to 65535")
             else:
                 mem_id = int(value)
