@@ -311,7 +311,8 @@ vnic_prefetch_write(const void *p)
 #endif
 }
 
-/* memcpy, with what small frames need inlined: two overlapping moves instead of a call. */
+/* memmove, as a guest's buffers may overlap; what small frames need is inlined: two overlapping
+ * moves instead of a call. */
 static inline void
 vnic_copy(void *to, const void *from, size_t len)
 {
@@ -320,7 +321,7 @@ vnic_copy(void *to, const void *from, size_t len)
 	char head[64], tail[64];
 
 	if (len > 128 || len < 16) {
-		memcpy(d, s, len);
+		memmove(d, s, len);
 	} else if (len > 64) {
 		memcpy(head, s, 64);
 		memcpy(tail, s + len - 64, 64);
@@ -388,7 +389,7 @@ vnic_copy_segments(struct vnic_cursor *to, struct vnic_cursor *from, size_t len)
 			run = fits;
 		if (run > len - done)
 			run = len - done;
-		memcpy((char *)to->iov->iov_base + to->off,
+		memmove((char *)to->iov->iov_base + to->off,
 		    (const char *)from->iov->iov_base + from->off, run);
 		done += run;
 		vnic_cursor_advance(from, run);
