@@ -157,6 +157,7 @@ class VmmSocket:
         self.delay_s = options.reconnect
         """Of a client: how long it waits before it tries again."""
         self._said = ""
+        self._refused = False  # somebody, since the VMM that is here has come
         self._open = False
 
     def open(self) -> None:
@@ -218,12 +219,16 @@ class VmmSocket:
             self._rest()
             return
         if not self._make_way():
-            log.warning("%s: a second VMM%s is refused", self._name, _peer(sock))
+            if not self._refused:
+                more = "; others while this one stays are not logged"
+                log.warning("%s: a second VMM%s is refused%s", self._name, _peer(sock), more)
+            self._refused = True
             sock.close()
             return
         self._meet(sock)
 
     def _meet(self, sock: socket.socket) -> None:
+        self._refused = False
         log.info("%s: VMM connected%s", self._name, _peer(sock))
         try:
             self._begin(sock)
