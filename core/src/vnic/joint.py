@@ -123,8 +123,10 @@ class Joint:
     ) -> JointWatch:
         """Watch a descriptor: readable calls `readable`; writable, once per asking, `writable`.
 
-        An error or a hang-up calls ``error``; without one it takes the link down.  ``writable``
-        is called in place of the joint's own: by who holds a part of a frame to be sent first.
+        An error or a hang-up calls ``error``; without one it takes the link down.  A link that
+        is down after that has no such watch any more: make another when there is what to watch.
+        ``writable`` is called in place of the joint's own: by who holds a part of a frame to be
+        sent first.
         """
         watch = JointWatch(self, fd, read, write, error, writable)
         self._watches.add(watch)
