@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import re
-import threading
 from typing import TYPE_CHECKING
 
 import attrs
 import pytest
 from guests.vnic_run import VnicRun
+from kit.cable import Cable
 from kit.guest import Guest, VfioUserNic
 from kit.netns import IperfResult, Netns
 from kit.traffic import until
-from kit.wire import Wire
-from vnic.config import parse_nic
-from vnic.link import Link
-from vnic.loop import Loop
-from vnic.nic import Nic
-from vnic_vfio_user import Plugin as VfioUser
 from vnic_virtio_net import Plugin as VirtioNet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.guests, pytest.mark.root]
 
@@ -45,37 +38,6 @@ between = ["vale0:up", "tap0"]
 """
 
 
-class Cable:
-    """A NIC served by a loop in a thread of this process, whose carrier a test holds."""
-
-    def __init__(self, path: Path) -> None:
-        self.wire = Wire()
-        self._loop = Loop()
-        self._server = VfioUser(VfioUser.Options(path=str(path)), self._loop)
-        link = Link("cable", self._loop)
-        self._nic = Nic(parse_nic("virtio-net,cable"), VirtioNet(), VirtioNet.Options(), link)
-        link.open([(self.wire, "cable", None)])
-        self._nic.attach(self._server)
-        self._server.serve(self._nic)
-        self._thread = threading.Thread(target=self._loop.run)
-        self._thread.start()
-
-    def plug(self, inserted: bool) -> None:
-        """Plug it in or out."""
-        with self._loop.lock:
-            if inserted:
-                self.wire.link.up()
-            else:
-                self.wire.link.down("pulled out")
-
-    def close(self) -> None:
-        self._loop.stop()
-        self._thread.join()
-        self._server.close()
-        self._nic.close()
-        self._loop.close()
-
-
 @attrs.frozen
 class Network:
     """A guest: eth0 on a switch with a tap in a namespace, eth1 on a cable."""
@@ -91,7 +53,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     folder = tmp_path_factory.mktemp("network")
     toml = folder / "network.toml"
     toml.write_text(NICS.format(folder=folder))
-    cable = Cable(folder / "cable.sock")
+    cable = Cable(folder / "cable.sock", VirtioNet, "virtio-net,cable")
     try:
         with Netns() as netns, VnicRun(netns, toml) as vnic:
             netns.set_address("tap0", f"{HOST}/24")

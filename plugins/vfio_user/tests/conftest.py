@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kit.descriptors import n_open
 from vnic.loop import Loop
 from vnic.pci import (
     Bar,
@@ -149,7 +149,7 @@ def bench(tmp_path: Any) -> Iterator[Bench]:
 @pytest.fixture
 def n_fds() -> Any:
     """Counts this process's descriptors."""
-    return lambda: sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return n_open
 
 
 @pytest.fixture

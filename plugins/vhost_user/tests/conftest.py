@@ -3,11 +3,11 @@ from __future__ import annotations
 import logging
 import resource
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kit.descriptors import n_open
 from kit.vhost_user import Script
 from vnic.errors import PeerError
 from vnic.features import Features
@@ -154,7 +154,7 @@ def ready(script: Script) -> Script:
 @pytest.fixture
 def n_fds() -> Any:
     """Counts this process's descriptors."""
-    return lambda: sum(1 for _ in Path("/proc/self/fd").iterdir())
+    return n_open
 
 
 @pytest.fixture
