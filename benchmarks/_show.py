@@ -52,7 +52,7 @@ def show(title: str, rows: Sequence[Row], note: str) -> None:
         table.add_row(*map(_text, row.values()))
     # To a file or pipe, as wide as it takes.
     console = Console()
-    Console(width=None if console.is_terminal else 120).print(table)
+    Console(width=None if console.is_terminal else 150).print(table)
 
 
 def _text(value: object) -> str:

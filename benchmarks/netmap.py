@@ -16,7 +16,6 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
-from kit.missing import Missing
 from vnic.features import OFFLOADS, Features
 from vnic.loop import Loop
 from vnic.nic import open_spec
@@ -36,8 +35,8 @@ from vnic_netmap.testing import StandIn
 from vnic_virtio_net.testing import DRIVER_FEATURES, Driver, Shape
 
 from benchmarks._frames import DST_MAC, GSO_HEADER, SRC_MAC, frame
-from benchmarks._native import Copier, Slots, library
-from benchmarks._show import progress, show
+from benchmarks._memcpy import measure
+from benchmarks._native import Copier, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 
 SECONDS: Final = 24.0
 """Measured for, unless told otherwise."""
-
-WINDOW_S: Final = 0.1
 """One of vnic, one of memcpy, and so on: whatever else the machine does meets both."""
 
 N_SLOTS: Final = 1024
@@ -322,28 +319,5 @@ def row(case: Case, windows: list[tuple[Window, float]], n_lost: int) -> Row:
 
 
 def main(seconds: float | None = None) -> list[Row]:
-    try:
-        library()
-    except Missing as missing:
-        print(f"netmap: skipped: {missing}")
-        return []
-    n_pairs = max(1, round((seconds or SECONDS) / len(CASES) / (2 * WINDOW_S)))
-    rows = []
-    with progress("netmap", seconds or SECONDS) as advance:
-        for case in CASES:
-            bench = Bench(case)
-            bench.vnic(WINDOW_S)
-            bench.memcpy(WINDOW_S)
-            windows = []
-            for _ in range(n_pairs):
-                windows.append((bench.vnic(WINDOW_S), bench.memcpy(WINDOW_S)))
-                advance()
-            rows.append(row(case, windows, bench.n_lost()))
-            bench.close()
-    show(
-        "A software guest on a netmap port whose module costs nothing, on one core",
-        rows,
-        f"Medians of {n_pairs} windows of {WINDOW_S:g} s, each with one of memcpy beside it; from "
-        f"'ns a frame' on: nanoseconds.",
-    )
-    return rows
+    title = "A software guest on a netmap port whose module costs nothing, on one core"
+    return measure("netmap", title, CASES, Bench, row, seconds or SECONDS)

@@ -12,7 +12,6 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import attrs
-from kit.missing import Missing
 from vnic.features import OFFLOADS, Features
 from vnic.loop import Loop
 from vnic.nic import open_spec
@@ -22,8 +21,8 @@ from vnic_virtio_net.testing import DRIVER_FEATURES, Shape
 from vnic_virtio_net.testing import Driver as VirtioDriver
 
 from benchmarks._frames import DST_MAC, GSO_HEADER, SRC_MAC, frame
-from benchmarks._native import Copier, Slots, library
-from benchmarks._show import progress, show
+from benchmarks._memcpy import measure
+from benchmarks._native import Copier, Slots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 SECONDS: Final = 30.0
 """Measured for, unless told otherwise."""
-
-WINDOW_S: Final = 0.1
 """One of vnic, one of memcpy, and so on: whatever else the machine does meets both."""
 
 
@@ -168,7 +165,7 @@ class Pair:
             self.loop.stop()
         return True
 
-    def switch(self, seconds: float) -> Window:
+    def vnic(self, seconds: float) -> Window:
         """Send through the switch for so long."""
         receiver = self.drivers[1]
         n_frames, n_bytes = receiver.n_received, receiver.n_received_bytes
@@ -242,28 +239,5 @@ def row(case: Case, windows: list[tuple[Window, Window]], n_lost: int) -> Row:
 
 
 def main(seconds: float | None = None) -> list[Row]:
-    try:
-        library()
-    except Missing as missing:
-        print(f"switching: skipped: {missing}")
-        return []
-    n_pairs = max(1, round((seconds or SECONDS) / len(CASES) / (2 * WINDOW_S)))
-    rows = []
-    with progress("switching", seconds or SECONDS) as advance:
-        for case in CASES:
-            pair = Pair(case)
-            pair.switch(WINDOW_S)
-            pair.memcpy(WINDOW_S)
-            windows = []
-            for _ in range(n_pairs):
-                windows.append((pair.switch(WINDOW_S), pair.memcpy(WINDOW_S)))
-                advance()
-            rows.append(row(case, windows, pair.n_lost()))
-            pair.close()
-    show(
-        "Software guest to vale to software guest, on one core",
-        rows,
-        f"Medians of {n_pairs} windows of {WINDOW_S:g} s, each with one of memcpy beside it; from "
-        f"'ns a frame' on: nanoseconds.",
-    )
-    return rows
+    title = "Software guest to vale to software guest, on one core"
+    return measure("switching", title, CASES, Pair, row, seconds or SECONDS)
