@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 TUNSETVNETHDRSZ = 0x400454D8
 ANSWER_S = 2.0
 TCP_OPTIONS = bytes.fromhex("0101080a0000000100000002")  # time stamps, as Linux sends them
+PADDING = b"?\0\1\4" + bytes(4)
+"""Destination options: what comes behind it, and nothing.  Spec: RFC 8200, "Options"."""
 
 PACKETS = {
     "tcp over ipv4": Packet(payload=bytes(range(256)) * 20, gso_size=1000),
@@ -37,8 +39,21 @@ PACKETS = {
     "tcp, 64 KiB": Packet(payload=b"0123456" * 9000, gso_size=1448),
     "tcp, sequence wraps": Packet(seq=2**32 - 1500, payload=b"x" * 4000, gso_size=1000),
     "tcp over ipv4 with options": Packet(options=b"\1\1\1\0", payload=b"y" * 4000, gso_size=700),
+    "tcp over ipv6 with an extension header": Packet(
+        ipv6=True, options=PADDING.replace(b"?", b"\6"), payload=b"w" * 4000, gso_size=1001
+    ),
+    "tcp with a tag": Packet(n_tags=1, payload=b"v" * 4000, gso_size=1000),
+    "tcp over ipv6 with a tag": Packet(ipv6=True, n_tags=1, payload=b"u" * 4000, gso_size=999),
     "udp over ipv4": Packet(udp=True, payload=bytes(range(256)) * 20, gso_size=1001),
     "udp over ipv6": Packet(ipv6=True, udp=True, payload=b"z" * 4999, gso_size=1000),
+    "udp over ipv6 with an extension header": Packet(
+        ipv6=True,
+        udp=True,
+        options=PADDING.replace(b"?", b"\x11"),
+        payload=b"t" * 4000,
+        gso_size=999,
+    ),
+    "udp with a tag": Packet(udp=True, n_tags=1, payload=b"s" * 4000, gso_size=1000),
 }
 
 
