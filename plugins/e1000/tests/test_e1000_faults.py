@@ -78,6 +78,13 @@ def test_any_checksum_offset_changes_no_byte_outside_the_frame(bench: Any) -> No
                 ),
                 (gpa, n | DATA | END | TSE | IXSM | TXSM),
             ],
+            [
+                context(
+                    ipcss=14, ipcso=offset, tucss=start, tucso=offset, paylen=10, hdrlen=42,
+                    mss=10, command=TSE | TUCMD_IP,
+                ),
+                (gpa, n | DATA | END | TSE | IXSM | TXSM),
+            ],
         ):  # fmt: skip
             for frame, _ in bench.send(*descs):
                 assert len(frame) == max(n, 60)

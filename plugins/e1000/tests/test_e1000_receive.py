@@ -280,13 +280,15 @@ def test_a_ring_that_fills_as_the_wire_is_enabled_is_filled_again(make_bench: An
         assert guest.read("RDH") == tail
 
 
-def test_few_free_descriptors_are_told_of_once(bench: Any) -> None:
+@pytest.mark.parametrize(("rdmts", "few"), [(0, 4), (1, 2), (2, 1)])
+def test_few_free_descriptors_are_told_of_once(bench: Any, rdmts: int, few: int) -> None:
     guest = bench.guest
+    guest.start(RCTL_UPE | rdmts << 8)
     guest.post(*[2048] * 7)
     guest.read("ICR")
-    for i in range(6):
+    for left in range(6, -1, -1):
         bench.receive(frame())
-        assert bool(guest.read("ICR") & 1 << 4) is (i == 2), i  # 4 of 8 left
+        assert bool(guest.read("ICR") & 1 << 4) is (left == few), left
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from vnic.hookspecs import ResetKind
 from vnic_e1000 import Plugin
 from vnic_e1000.options import E1000Options, Model
 from vnic_e1000.registers import BAR_SIZE, OFFSETS, REGISTERS, Access
+from vnic_e1000.ring_kernel import STATS
 from vnic_e1000.testing import HostileGuest
 
 MAC = b"\x52\x54\x00\x12\x34\x56"
@@ -281,6 +282,18 @@ def test_phy_reset_and_renegotiation_are_over_at_once(bench: Any) -> None:
     assert bench.guest.read("ICR") & LSC
 
 
+def test_the_mac_resets_the_phy_and_the_bit_does_not_stay(bench: Any) -> None:
+    before = phy(bench, 4)
+    phy(bench, 4, 0x0001)
+    phy(bench, 0, 0x4140)
+    bench.guest.read("ICR")
+    bench.guest.write("CTRL", 1 << 31 | 1 << 6)
+    assert bench.guest.read("CTRL") == 1 << 6
+    assert phy(bench, 0) & 0xFFFF == 0x1140
+    assert phy(bench, 4) == before
+    assert bench.guest.read("ICR") == LSC  # it has negotiated anew
+
+
 def test_a_phy_that_is_off_has_no_link(bench: Any) -> None:
     phy(bench, 0, 0x1940)
     assert not bench.guest.read("STATUS") & 2
@@ -350,6 +363,18 @@ def test_the_halves_of_a_counter_of_64_bits_belong_together(bench: Any) -> None:
     bench.receive(MAC + bytes(54))
     assert guest.read("GORCH") == 0  # of the 64
     assert guest.read("GORCL") == 64
+
+
+def test_counts_go_on_beyond_32_bits_where_there_are_64_and_stick_where_there_are_not(
+    bench: Any,
+) -> None:
+    guest, stats = bench.guest, bench.nic.frontend._rx.stats
+    for name in ("GORC", "GOTC", "TOR", "TOT", "GPRC", "TSCTC"):
+        stats.subtract(STATS[name], (1 << 64) - 0x3_0000_0007)
+    for name in ("GORC", "GOTC", "TOR", "TOT"):
+        assert [guest.read(f"{name}{half}") for half in "LHLH"] == [7, 3, 0, 0]
+    for name in ("GPRC", "TSCTC"):
+        assert [guest.read(name) for _ in range(2)] == [0xFFFF_FFFF, 0]
 
 
 def test_statistics_start_at_zero_after_a_reset(bench: Any) -> None:

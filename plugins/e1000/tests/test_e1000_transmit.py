@@ -301,6 +301,7 @@ packets = st.builds(
     ipv6=st.booleans(),
     udp=st.booleans(),
     n_tags=st.integers(0, 1),
+    options=st.sampled_from([b"", bytes(8), bytes(40)]),
     tcp_options=st.sampled_from([b"", bytes(12), bytes(40)]),
     tcp_flags=st.sampled_from([0x10, 0x18, 0x11, 0x90]),
     payload=st.integers(20, 9000).map(data),
