@@ -39,7 +39,9 @@ def test_frames_of_14_to_65535_bytes_leave_or_count(cell: Cell, offload: bool) -
 
 
 @pytest.mark.needs("arrive")
-def test_frames_of_14_to_65535_bytes_arrive_or_count(cell: Cell) -> None:
+@pytest.mark.parametrize("offload", [False, True], ids=["plain", "offload"])
+def test_frames_of_14_to_65535_bytes_arrive_or_count(cell: Cell, offload: bool) -> None:
+    cell.drive(offload=offload)
     sizes = [size for size in SIZES if size <= max(cell.outside.sizes)]
     for size in sizes:
         cell.arrive(*into(2, size))
