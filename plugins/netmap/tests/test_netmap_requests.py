@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,7 @@ from vnic_netmap.abi import (
     NmreqRegister,
     NrFlag,
     NrMode,
+    NrRingid,
 )
 from vnic_netmap.testing import StandIn
 
@@ -121,6 +123,37 @@ def test_each_suffix_of_a_name_is_in_the_request_and_not_in_its_name(
     assert header.nr_name == b"eth0"
     assert (request.nr_mode, request.nr_ringid, request.nr_mem_id) == (mode, ring, mem_id)
     assert request.nr_flags == OWN | flags
+
+
+@pytest.mark.parametrize(
+    ("name", "ringid", "mem_id", "flags"),
+    [
+        ("eth0", 0, 0, NrMode.ALL_NIC),
+        ("eth0-1", 1, 0, NrMode.ONE_NIC),
+        ("eth0^", 0, 0, NrMode.SW),
+        ("eth0*/x", 0, 0, NrMode.NIC_SW | NrFlag.EXCLUSIVE),
+        ("eth0@1", 0, 1, NrMode.ALL_NIC),
+        ("eth0{3", 3, 0, NrMode.PIPE_MASTER),
+        ("eth0}3", 3, 0, NrMode.PIPE_SLAVE),
+    ],
+)
+def test_a_module_of_old_is_asked_for_the_same_in_its_words(
+    module: StandIn,
+    side: Open,
+    asked: Asked,
+    name: str,
+    ringid: int,
+    mem_id: int,
+    flags: int,
+) -> None:
+    module.add_nic("eth0", rings=2)
+    module.fail(NIOCCTRL, errno.EINVAL)
+    side(f"netmap:{name}")
+    (request,) = (body for _, body in asked if isinstance(body, Nmreq) and not body.nr_cmd)
+    assert (request.nr_name, request.nr_version) == (b"eth0", NETMAP_API)
+    assert request.nr_ringid == ringid | NrRingid.NO_TX_POLL
+    assert request.nr_arg2 == mem_id
+    assert request.nr_flags == NrFlag.ACCEPT_VNET_HDR | flags
 
 
 @pytest.mark.parametrize(
