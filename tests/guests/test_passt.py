@@ -85,7 +85,7 @@ def status(process: subprocess.Popen[str], key: str) -> list[str]:
 
 def test_the_guest_has_an_address_by_dhcp_though_neither_vnic_nor_passt_may_do_anything(
     on_passt: OnPasst,
-) -> None:
+) -> None:  # F2: a user stack is a process of its own, and may do nothing
     assert status(on_passt.passt.process, "Uid") == [str(NOBODY)] * 4
     assert int(*status(on_passt.vnic.process, "CapEff"), 16) == 0
     assert f"address {GUEST} router {ROUTER}" in on_passt.said
