@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import TYPE_CHECKING
 
 import attrs
@@ -11,7 +12,7 @@ from guests.vnic_run import VnicRun
 from kit.cable import Cable
 from kit.guest import Guest, VfioUserNic
 from kit.netns import IperfResult, Netns
-from kit.traffic import until
+from kit.traffic import there_and_back, until
 from vnic_virtio_net import Plugin as VirtioNet
 
 if TYPE_CHECKING:
@@ -121,6 +122,27 @@ def test_tcp_both_ways_by_a_vector_per_queue(network: Network) -> None:
     after = interrupts(network.guest)
     assert after["input.0"] > before["input.0"]
     assert after["config"] == before["config"]
+
+
+def test_udp_both_ways_with_no_datagram_lost(network: Network) -> None:
+    # Where the guest is late, they wait in its socket.
+    network.guest.run("echo 8000000 >/proc/sys/net/core/rmem_default")
+    with network.netns.iperf3_server():
+        for options in ("", "-R"):
+            command = f"iperf3 -c {HOST} -u -b 10M -t {IPERF_S} --json {options}"
+            result = IperfResult.parse(network.guest.run(command, timeout_s=60))
+            assert result.bits_per_s > 5e6
+            assert result.lost_packets == 0
+
+
+@pytest.mark.parametrize("tso", ["on", "off"])
+def test_bytes_come_back_as_they_were_sent(network: Network, tso: str) -> None:
+    network.guest.run(f"ethtool -K eth0 tso {tso}")
+    try:
+        with network.netns.call(socket.create_server, (HOST, 0)) as listener:
+            there_and_back(network.guest, HOST, listener, 20_000_000)
+    finally:
+        network.guest.run("ethtool -K eth0 tso on")
 
 
 def test_the_guest_sees_its_cable_pulled_out_and_plugged_in(network: Network) -> None:
