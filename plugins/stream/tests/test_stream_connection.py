@@ -146,6 +146,23 @@ def test_a_port_where_nobody_listens_is_called_again(world: Any) -> None:
         peer.close()
 
 
+def test_over_tcp_no_frame_waits_for_another_and_a_machine_that_vanished_is_noticed_in_25_s(
+    world: Any,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        line = world.line(Stream, f"stream:127.0.0.1:{listener.getsockname()[1]}")
+        peer, _ = listener.accept()
+        option = line.backend._peer.sock.getsockopt
+        assert option(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        idle, interval, count = (
+            option(socket.IPPROTO_TCP, name)
+            for name in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert idle + interval * count == 25
+        peer.close()
+
+
 def test_a_caller_that_has_called_itself_hangs_up(world: Any) -> None:
     # As it may where nobody listens at a port of the range that callers get theirs from.
     sock = socket.socket()
