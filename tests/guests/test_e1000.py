@@ -250,11 +250,14 @@ def test_100_mb_come_back_as_they_were_sent_both_ways_at_once(network: Network, 
 def test_bytes_come_back_whatever_the_device_is_asked_to_do(
     network: Network, offloads: str
 ) -> None:
+    before = counters(network.guest)["rx_csum_offload_good"]
     network.guest.run(f"ethtool -K eth0 {offloads}")
     try:
         sent_back(network, 5_000_000)
     finally:
         network.guest.run("ethtool -K eth0 rx off tx on sg on tso on rxvlan on")
+    if "rx on" in offloads:
+        assert counters(network.guest)["rx_csum_offload_good"] > before
 
 
 def set_mtu(network: Network, mtu: int) -> None:
@@ -334,7 +337,9 @@ def vlans(network: Network) -> Iterator[None]:
 def test_a_vlan_carries_tcp_with_the_tag_put_in_by_device_or_driver(
     network: Network, vlans: None, offload: str
 ) -> None:
-    network.guest.run(f"ethtool -K eth0 rxvlan {offload}")
+    shown = network.guest.run(f"ethtool -K eth0 rxvlan {offload}; ethtool -k eth0")
+    for direction in ("rx", "tx"):  # the driver has both or neither
+        assert f"{direction}-vlan-offload: {offload}" in shown
     network.peer.run("iperf3 -s -D")
     try:
         until(network.guest, f"ping -c 1 -W 1 {PEER_VLAN}")
