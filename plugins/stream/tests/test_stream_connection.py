@@ -40,7 +40,7 @@ def test_each_wait_is_twice_the_last_up_to_a_bound_less_some_chance(
     back_off = BackOff(shortest, shortest * times, lambda: chance)
     for n in range(10):
         whole = min(shortest * 2**n, shortest * times)
-        assert 0.75 * whole <= back_off.next() <= whole
+        assert back_off.next() == pytest.approx(whole * (1 - chance / 4))
     back_off.reset()
     assert back_off.next() <= shortest
 
