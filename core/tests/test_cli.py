@@ -354,6 +354,19 @@ def test_serve_says_when_it_serves_and_a_signal_ends_it_with_nothing_left(
     assert not path.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_after_the_first_change_nothing(
+    command: Callable[..., Command], tmp_path: Path, number: signal.Signals
+) -> None:
+    serving = command("serve", "fakefront,fakeback0", "--fakepipe", tmp_path / "web.pipe")
+    serving.line()
+    while serving.process.poll() is None:
+        serving.process.send_signal(number)
+    assert serving.process.communicate(timeout=20) == ("", "")
+    assert serving.process.returncode == 0
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_signal_while_things_are_opened_closes_them(
     command: Callable[..., Command], tmp_path: Path
 ) -> None:

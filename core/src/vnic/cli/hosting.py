@@ -71,10 +71,12 @@ def _nothing() -> None:
 class _Signals:
     """While entered, the first SIGINT or SIGTERM ends the process in order.
 
-    More of them change nothing: what is being closed gets closed.
+    More of them change nothing, until the process is gone: what is being closed gets closed, and
+    the exit status stays what it was to be.
     """
 
     def __init__(self) -> None:
+        self._came = False
         self._do: Callable[[], None] = _unwind
         self._before: dict[signal.Signals, Any] = {}
 
@@ -92,10 +94,11 @@ class _Signals:
         self, _kind: object, error: BaseException | None, _traceback: TracebackType | None
     ) -> bool:
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if self._came else handler)
         return isinstance(error, _Ended)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        self._came = True
         do, self._do = self._do, _nothing
         do()
 
