@@ -67,6 +67,7 @@ EMPTIED: Final = 4
 _TXDW: Final = int(Cause.TXDW)
 _TXQE: Final = int(Cause.TXQE)
 _RXDMT0: Final = int(Cause.RXDMT0)
+_RXO: Final = int(Cause.RXO)
 # Numbers, as in all that is done once a burst: an operation on flags takes some microseconds.
 
 
@@ -206,6 +207,8 @@ class Plugin:
             taken = self._room.put(burst)
             self._received(self._room.close())
             self._receiving = False
+            if taken < n:
+                self._interrupts.raise_cause(_RXO)
         self.device.count("MPC", n - taken)
         return n
 
