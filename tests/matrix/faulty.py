@@ -44,6 +44,10 @@ class Faulty(PassingFilter):
         self._raise("recv_enable")
 
     @hookimpl
+    def recv_disable(self) -> None:
+        self._raise("recv_disable")
+
+    @hookimpl
     def get_capabilities(self) -> Features:
         self._raise("get_capabilities")
         has = self.beneath.get_capabilities

@@ -191,6 +191,20 @@ def test_a_backend_that_fails_takes_its_link_down(cell: Cell) -> None:
     cell.cross(3, first=5 * len(FAULTS))
 
 
+@pytest.mark.needs("arrive")
+def test_a_backend_that_fails_to_pause_takes_its_link_down(cell: Cell) -> None:
+    cell.open_again(Faulty("recv_disable raises"))
+    cell.overfill_guest()
+    assert not cell.nic.link.is_up
+    assert "recv_disable" in cell.nic.link.reason
+    assert not cell.driver.link_up
+    cell.reads = True
+    cell.settle()
+    assert cell.n_counted <= cell.n_lost  # a backend that is broken is asked for no more
+    cell.open_again()
+    cell.cross(3, first=5000)
+
+
 @pytest.mark.needs("hang_up")
 def test_a_network_that_goes_takes_the_link_down(cell: Cell) -> None:
     cell.cross(3)
