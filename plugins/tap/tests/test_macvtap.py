@@ -342,7 +342,7 @@ def test_a_device_file_that_is_not_this_users_says_whose_it_has_to_be(
 
     monkeypatch.setattr(os, "open", denied)
     assert refused(mac=MAC) == (
-        f"lan0: cannot open {path}: permission denied; give it to this user: chown $USER {path}"
+        f"lan0: cannot open {path}: permission denied; give it to this user: chown root {path}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import pwd
 import struct
 from typing import Final
 
@@ -199,6 +200,14 @@ class Device:
             raise BackendError(
                 f"{self.label}: cannot set its {what} to {value}: {why(error.errno)}"
             ) from None
+
+
+def user(uid: int) -> str:
+    """Return the user's name, or the number of one who has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def why(number: int | None) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vnic.errors import BackendError, ConfigError
 
-from vnic_tap.device import Device, why
+from vnic_tap.device import Device, user, why
 from vnic_tap.interface import Interface, add_macvtap, delete_macvtap, look, set_up
 from vnic_tap.options import MacvtapOptions
 
@@ -117,7 +117,7 @@ def _attach(name: str, interface: Interface, options: MacvtapOptions) -> Device:
 def _why_not(path: Path, error: OSError) -> str:
     text = why(error.errno)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{text}; give it to this user: chown $USER {path}"
+        return f"{text}; give it to this user: chown {user(os.geteuid())} {path}"
     if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
         return (
             f"{text}; this /dev hasn't got it: run where /dev is the kernel's (devtmpfs), "

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 from pathlib import Path
 from typing import Final
 
 from vnic.errors import BackendError, ConfigError
 
-from vnic_tap.device import Device, why
+from vnic_tap.device import Device, user, why
 from vnic_tap.interface import Interface, look, set_up
 from vnic_tap.options import TapOptions
 
@@ -88,22 +87,16 @@ def _not_attached(name: str, error: OSError) -> ConfigError | BackendError:
 
 def _how_permitted(name: str, there: Interface | None) -> str:
     if there is None:
-        return (
-            "; run with CAP_NET_ADMIN, or pre-create it for this user:\n"
-            f"  ip tuntap add {name} mode tap user $USER"
-        )
-    owners = [f"user {_user(there.owner)}"] if there.owner is not None else []
+        return f"; run with CAP_NET_ADMIN, or pre-create it for this user:\n  {_make(name)}"
+    owners = [f"user {user(there.owner)}"] if there.owner is not None else []
     owners += [f"group {there.group}"] if there.group is not None else []
     whose = f", it belongs to {' and '.join(owners)}" if owners else ""
     return f"{whose}; run with CAP_NET_ADMIN, or make it this user's:\n  {_make_again(name, 'tap')}"
 
 
 def _make_again(name: str, mode: str) -> str:
-    return f"ip tuntap del {name} mode {mode} && ip tuntap add {name} mode tap user $USER"
+    return f"ip tuntap del {name} mode {mode} && {_make(name)}"
 
 
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+def _make(name: str) -> str:
+    return f"ip tuntap add {name} mode tap user {user(os.geteuid())}"
