@@ -94,6 +94,11 @@ def test_a_suggestion_keeps_the_port_that_was_typed() -> None:
         NETMAP_TAP_VALE.find("backends", "vlae0:1")
 
 
+def test_a_name_in_capitals_is_told_how_it_is_written() -> None:
+    with pytest.raises(ConfigError, match=r'did you mean "vale0:Web"\?$'):
+        NETMAP_TAP_VALE.find("backends", "VALE0:Web")
+
+
 def test_a_name_like_nothing_is_told_what_is_installed() -> None:
     with pytest.raises(ConfigError, match=r"installed: netmap, tap, vale$"):
         NETMAP_TAP_VALE.find("backends", "xyzzy")

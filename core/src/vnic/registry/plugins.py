@@ -194,7 +194,7 @@ class Registry:
         # What names an instance (the 0 of tap0, the 0:1 of vale0:1) is kept as it was typed.
         by_prefix = type is None and group in _BY_PREFIX
         head = re.split(r"[\d:]", asked, maxsplit=1)[0] if by_prefix else asked
-        close = difflib.get_close_matches(head, prefixes, 1)
+        close = difflib.get_close_matches(head.lower(), prefixes, 1)
         return text + (f'; did you mean "{close[0]}{asked[len(head) :]}"?' if close else "")
 
 
