@@ -71,6 +71,8 @@ class Pcap:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("backend.py: no file to write to; give one: python backend.py out.pcap")
     link = Link("example", Loop())
     link.open([(Pcap(), f"pcap:{sys.argv[1]}", PcapOptions())])
     head = bytes.fromhex("ffffffffffff 020000000001 88b5")
