@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -220,3 +221,30 @@ def test_a_passed_socket_whose_peer_has_gone_is_down(world: Any, frame: Frame) -
         assert line.send(frame(2)) == 1
         assert line.counts["tx_drop_no_peer"] == 1
         assert line.link.reason.endswith("its peer has closed it; pass another socket")
+
+
+def test_a_guest_that_waits_is_told_when_a_passed_sockets_peer_turns_to_another(
+    world: Any, there: Path, frame: Frame
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, bound(there):
+        line = world.line(Dgram, f"dgram:fd={ours.fileno()}")
+        line.fill(frame(1))
+        world.bench.settle()
+        assert line.guest.n_writable == 0
+        theirs.connect(str(there))  # an error, and room, at once
+        world.bench.settle()
+        assert line.guest.n_writable == 1
+
+
+@pytest.mark.parametrize(("error", "n"), [(errno.EIO, 1), (errno.ECONNREFUSED, 0), (0, 0)])
+def test_a_read_that_fails_is_counted_unless_it_is_of_frames_that_were_sent(
+    world: Any, here: Path, there: Path, error: int, n: int
+) -> None:
+    class Failing:
+        def readv(self, fd: int, *, header: bool) -> tuple[int, int]:
+            return 0, error
+
+    line = world.line(Dgram, f"dgram:{here}", peer=str(there))
+    assert line.backend.recv(Failing()) == 0
+    assert line.counts.get("rx_drop_other", 0) == n
