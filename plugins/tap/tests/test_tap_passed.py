@@ -209,6 +209,18 @@ class TestPassed:
         fd = world.open_macvtap()
         assert refused(fd) == f" (lan0): it is a macvtap; write macvtap:fd={fd}"
 
+    def test_a_macvtaps_frames_have_a_header_whatever_its_owner_had_set(self, world: Any) -> None:
+        world.make_parent()
+        world.make_macvtap()
+        world.netns.up("lan0")
+        fd, wire = world.open_macvtap(), world.wire("end")
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("=16sH22x", b"lan0", IFF_TAP | IFF_NO_PI))
+        nic = world.nic(f"macvtap:fd={fd}")
+        assert nic.link.send(Burst.of([FRAME])) == 1
+        assert wire.recv_frames(1) == [FRAME]
+        wire.send(b"\xff" * 6 + FRAME[6:])
+        nic.run_until(lambda: nic.room.frames == [b"\xff" * 6 + FRAME[6:]])
+
     def test_a_macvtap_has_frames_for_one_address(
         self, world: Any, caplog: pytest.LogCaptureFixture
     ) -> None:
