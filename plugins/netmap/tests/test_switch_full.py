@@ -294,6 +294,14 @@ def test_with_full_drop_what_finds_a_port_full_is_dropped_and_counted_at_once(la
     assert (b.count("vale_drop_full"), b.count("vale_waits")) == (4, 0)
 
 
+def test_with_full_drop_nobody_waits_for_a_guest_that_never_had_room(lan: Lan) -> None:
+    a, b = lan.add("a"), lan.add("b", room=0, full="drop")
+    b.send_to(ALL)
+    assert a.heard(b) == [0]
+    assert a.send_to(b, 5) == 5
+    assert (b.count("vale_drop_full"), b.count("vale_waits")) == (5, 0)
+
+
 def test_with_full_drop_frames_arrive_as_soon_as_there_is_room_and_only_then(lan: Lan) -> None:
     a, b = lan.acquainted("ab", [LOTS, 1], full="drop")
     for first in range(0, 20, 4):
