@@ -232,11 +232,12 @@ def test_a_wrong_value_for_a_server_names_the_server(fakes: Path) -> None:
     )
 
 
-def test_with_v_an_error_comes_with_its_traceback() -> None:
-    for arguments in (["-v", "serve", "x"], ["serve", "x", "-v"]):
+def test_an_error_comes_with_its_traceback_where_all_is_to_be_told() -> None:
+    for arguments in (["-vv", "serve", "x"], ["-v", "serve", "x", "-v"]):
         result = invoke(*arguments)
         assert result.exit_code == 2
         assert "Traceback" in result.output
+    assert "Traceback" not in invoke("serve", "x", "-v").output
 
 
 # ---- run: what it refuses ------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class _Main(click.Group):
         try:
             return super().invoke(ctx)
         except VnicError as error:
-            if logging.getLogger().isEnabledFor(logging.INFO):
+            if logging.getLogger().isEnabledFor(logging.DEBUG):
                 traceback.print_exc()
             for line in str(error).splitlines():
                 click.echo(f"vnic: {line}", err=True)
