@@ -14,6 +14,7 @@ from kit.segmentation import NEEDS_CSUM, Packet, completed, header
 from kit.wire import Wire, running, sockets
 from vnic import hookimpl
 from vnic.burst import Room
+from vnic.features import GUEST_OFFLOADS, OFFLOADS, Features
 from vnic.loop import Loop
 from vnic.memory import Memory
 from vnic.testing import SoftwareHost
@@ -603,3 +604,16 @@ def test_a_ring_over_no_memory_has_no_room() -> None:
     assert room.full
     assert room.close() == 0
     assert not ring.is_mapped
+
+
+def test_frames_come_uncut_only_to_a_ring_that_has_room_for_all_segments_of_one(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Features] = []
+    monkeypatch.setattr(bench.nic.link, "set_features", asked.append)
+    bench.guest.write("RDLEN", 16 * 128)
+    bench.guest.write("RDLEN", 16 * 128)
+    bench.guest.write("RDLEN", 16 * 120)
+    uncut, cut = asked
+    assert uncut == OFFLOADS
+    assert {*uncut} - {*cut} == {*GUEST_OFFLOADS} - {Features.GUEST_CSUM}

@@ -17,7 +17,7 @@ from typing import Final
 from vnic import hookimpl
 from vnic.burst import Burst, Room
 from vnic.config import default_mac
-from vnic.features import GUEST_OFFLOADS, HOST_OFFLOADS, NONE
+from vnic.features import GUEST_OFFLOADS, HOST_OFFLOADS, NONE, Features
 from vnic.hookspecs import Host, ResetKind
 from vnic.link import Link
 from vnic.pci import Bar, BarKind, Function, Identity
@@ -36,6 +36,14 @@ IO_BAR: Final = 2
 
 BURSTS_PER_CALL: Final = 4
 """Bursts that one `transmit` sends before other NICs get their turn."""
+
+LONG_RING: Final = 128
+"""Descriptors of a receive ring to which frames may come uncut.  The room delivers all segments of
+one, or none until there are buffers for all, and 64 KiB at an MSS of 536 are 123 of them.  Firmware's
+drivers post a few buffers and no more: for them the host network cuts.
+"""
+
+_UNCUT: Final = GUEST_OFFLOADS & ~Features.GUEST_CSUM
 
 IDENTITIES: Final = {
     Model.I82540EM: Identity(
@@ -89,6 +97,7 @@ class Plugin:
         self._receiving = False
         self._rx_low = 0  # how few free descriptors are few
         self._was_low = False
+        self._asked: Features | None = None  # of the link
         self._may_receive = False  # what the driver allows, of all that it takes
         self._may_transmit = False
         self._loops = False
@@ -127,8 +136,8 @@ class Plugin:
             on_command=self.mode_changed,
             on_reset=self._reset_device,
         )
-        link.set_features(GUEST_OFFLOADS | HOST_OFFLOADS if options.offload else NONE)
         self._ready = True
+        self._ask()
 
     @hookimpl
     def cleanup(self) -> None:
@@ -256,6 +265,7 @@ class Plugin:
         receive = self._may_receive = device.receiving and master and not self._loops
         transmit = self._may_transmit = device.transmitting and master
         self._rx_low = device.rx_threshold
+        self._ask()
         if receive:
             self._starved = True
             self._host.schedule(self._refill)
@@ -264,6 +274,15 @@ class Plugin:
             self._room.reset()
         if transmit:
             self._host.schedule(self.transmit)
+
+    def _ask(self) -> None:
+        """Ask the link for the offloads that the driver's rings are fit for."""
+        features = GUEST_OFFLOADS | HOST_OFFLOADS if self._options.offload else NONE
+        if self.device["RDLEN"] // 16 < LONG_RING:
+            features = features & ~_UNCUT
+        if features != self._asked:
+            self._asked = features
+            self._link.set_features(features)
 
     def device_reset(self) -> None:
         """The driver has reset the device."""
