@@ -253,7 +253,12 @@ def test_the_pin_never_rises_too_soon_and_never_stays_down_for_long(
     interrupts.interval_s = interval * 1e-6
     delay = Delay(loop, interrupts, Cause.RXT0)
     delay.packet, delay.absolute = packet, absolute
+    handled = 0.0  # until then the driver's handler is at work, which has taken the causes
     for what, n in steps:
+        if what in ("enable", "disable"):
+            handled = 0.0
+        elif what == "take" and level[0]:
+            handled = now[0] + HANDLER_S
         match what:
             case "raise":
                 interrupts.raise_cause(n)
@@ -276,7 +281,7 @@ def test_the_pin_never_rises_too_soon_and_never_stays_down_for_long(
         if level[0]:
             assert interrupts.cause & interrupts.mask
         elif interrupts.cause & interrupts.mask:
-            assert now[0] - rises[-1] < interval * 1e-6
+            assert now[0] < max(rises[-1] + interval * 1e-6, handled)
     assert all(
         later - earlier >= interval * 1e-6 - 1e-9 for earlier, later in itertools.pairwise(rises)
     )
