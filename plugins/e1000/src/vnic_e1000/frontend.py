@@ -39,8 +39,8 @@ BURSTS_PER_CALL: Final = 4
 
 LONG_RING: Final = 128
 """Descriptors of a receive ring to which frames may come uncut.  The room delivers all segments of
-one, or none until there are buffers for all, and 64 KiB at an MSS of 536 are 123 of them.  Firmware's
-drivers post a few buffers and no more: for them the host network cuts.
+one, or none until there are buffers for all, and 64 KiB at an MSS of 536 are 123 of them.  What
+firmware posts is a few buffers and no more: for it the host network cuts.
 """
 
 _UNCUT: Final = GUEST_OFFLOADS & ~Features.GUEST_CSUM
